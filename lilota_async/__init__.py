@@ -1,0 +1,83 @@
+"""Background tasks for asyncio applications, with no broker and no fleet of workers.
+
+The public names are imported when they are first used: a task process needs few of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lilota_async.core import Lilota
+    from lilota_async.errors import (
+        Abort,
+        InvalidInput,
+        LilotaError,
+        NotRunning,
+        RetryLater,
+        ScheduleUnknown,
+        StoreUnavailable,
+        TaskCancelled,
+        TaskCrashed,
+        TaskFailed,
+        TaskStopped,
+        TaskTimeout,
+    )
+    from lilota_async.execution.context import CurrentTask, current_task
+    from lilota_async.models.tables import Node, Task
+    from lilota_async.models.values import (
+        ModelProtocol,
+        Retry,
+        TaskEvent,
+        TaskId,
+        TaskProgress,
+        TaskStatus,
+    )
+
+__all__ = [
+    "Abort",
+    "CurrentTask",
+    "InvalidInput",
+    "Lilota",
+    "LilotaError",
+    "ModelProtocol",
+    "Node",
+    "NotRunning",
+    "Retry",
+    "RetryLater",
+    "ScheduleUnknown",
+    "StoreUnavailable",
+    "Task",
+    "TaskCancelled",
+    "TaskCrashed",
+    "TaskEvent",
+    "TaskFailed",
+    "TaskId",
+    "TaskProgress",
+    "TaskStatus",
+    "TaskStopped",
+    "TaskTimeout",
+    "current_task",
+]
+
+_MODULES = {
+    "core": ["Lilota"],
+    "execution.context": ["CurrentTask", "current_task"],
+    "models.tables": ["Node", "Task"],
+    "models.values": [
+        "ModelProtocol",
+        "Retry",
+        "TaskEvent",
+        "TaskId",
+        "TaskProgress",
+        "TaskStatus",
+    ],
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _MODULES.items() if name in names), "errors")
+    return getattr(importlib.import_module(f"lilota_async.{home}"), name)

@@ -1,0 +1,374 @@
+"""Lilota: register, start, schedule, look, stop: the whole public API.
+
+The way of a task: `schedule()` here encodes the input and makes the id -> `storage.writer`
+commits the row -> `engine.dispatcher` claims it for a free slot -> `execution.cells` sends it
+to a process -> `execution.runtime` runs it there -> `engine.lifecycle` decides what follows ->
+the writer commits that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from typing_extensions import Unpack
+
+from lilota_async.codec import DEFAULT_LIMIT
+from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
+from lilota_async.execution.context import in_task_process
+from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress, checked_duration
+from lilota_async.options import (
+    Executor,
+    NodeOptions,
+    RegisterOptions,
+    ScheduleOptions,
+    StartMethod,
+    checked_count,
+    usable_cpus,
+)
+from lilota_async.registry import RegisteredTask, Settings, TaskFunction, encode_tags
+from lilota_async.tasks import Tasks
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from lilota_async.storage.transitions import NewTask
+
+DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
+MIN_LEASE_SECONDS = 1.0
+ROWS_PER_INSERT = 1000
+NO_RETRY = Retry(max_attempts=1)
+Out = TypeVar("Out")
+Function = TypeVar("Function", bound=TaskFunction)
+
+
+class Lilota(Tasks):
+    """Background tasks for an asyncio application: rows in its database, functions in processes.
+
+    Making one has no side effects, since task processes import the module that does.
+
+    Args:
+        db_url: Any SQLAlchemy URL of SQLite, PostgreSQL or MariaDB; names of synchronous
+            drivers are replaced by those of asynchronous ones.
+        engine: An `AsyncEngine` of the application, instead of `db_url`; never disposed.
+        number_of_processes: How many tasks run at a time in processes; by default the CPUs
+            that this process may use. 0: only schedule, run nothing here.
+        number_of_threads: How many tasks run at a time with `executor="thread"`.
+        number_of_coroutines: How many tasks run at a time with `executor="loop"`.
+        set_progress_manually: Leave the progress at what the task has set, instead of
+            setting it to 100 at the end.
+        migrate: Let `start()` create and upgrade the tables; False only checks them.
+        lease: Time without a sign of life after which a node's tasks are taken over.
+        grace: Time between the soft interruption of a task and its kill.
+        store_timeout: How long `schedule()` waits for a database that is away.
+        stop_timeout: How long `lifespan` lets tasks run on when the application stops.
+        max_payload_bytes: The largest input or output, as JSON.
+        start_method: `forkserver` or `spawn`; the first on Linux, the second elsewhere.
+
+    Raises:
+        ConfigurationError: A setting that cannot work.
+
+    Example:
+        >>> lilota = Lilota(db_url="postgresql://localhost/app")
+        >>> @lilota.register("add")
+        ... def add(data: AddInput) -> AddOutput:
+        ...     return AddOutput(sum=data.a + data.b)
+        >>> async with lilota:
+        ...     task_id = await lilota.schedule(add, AddInput(a=2, b=3))
+        ...     print(await lilota.result(task_id))
+    """
+
+    def __init__(
+        self,
+        db_url: str | URL | None = None,
+        *,
+        engine: AsyncEngine | None = None,
+        number_of_processes: int | None = None,
+        number_of_threads: int = 8,
+        number_of_coroutines: int = 100,
+        set_progress_manually: bool = False,
+        migrate: bool = True,
+        lease: Duration = 30.0,
+        grace: Duration = 2.0,
+        store_timeout: Duration = 30.0,
+        stop_timeout: Duration = 10.0,
+        max_payload_bytes: int = DEFAULT_LIMIT,
+        start_method: StartMethod | None = None,
+    ) -> None:
+        if db_url is not None and engine is not None:
+            raise ConfigurationError("Lilota takes db_url= or engine=, not both; leave one out")
+        if number_of_processes is None:
+            number_of_processes = usable_cpus()
+        self._options = NodeOptions(
+            processes=checked_count("number_of_processes", number_of_processes),
+            threads=checked_count("number_of_threads", number_of_threads),
+            coroutines=checked_count("number_of_coroutines", number_of_coroutines),
+            progress_is_manual=set_progress_manually,
+            migrate=migrate,
+            lease_seconds=checked_duration("lease", lease, least=MIN_LEASE_SECONDS),
+            grace_seconds=checked_duration("grace", grace),
+            store_timeout=checked_duration("store_timeout", store_timeout),
+            start_method=start_method,
+        )
+        self._stop_timeout = checked_duration("stop_timeout", stop_timeout)
+        self._limit = checked_count("max_payload_bytes", max_payload_bytes)
+        super().__init__(DEFAULT_URL if db_url is None and engine is None else db_url, engine)
+
+    @property
+    def number_of_processes(self) -> int:
+        """How many tasks run at a time in processes of this application."""
+        return self._options.processes
+
+    @property
+    def is_running(self) -> bool:
+        """Whether tasks can be scheduled."""
+        return self._node is not None and self._node.is_accepting
+
+    @overload
+    def register(self, name: Function, /) -> Function: ...
+    @overload
+    def register(
+        self, name: str | None = None, /, **options: Unpack[RegisterOptions]
+    ) -> Callable[[Function], Function]: ...
+    def register(
+        self,
+        name: Any = None,
+        /,
+        *,
+        input_model: Any = None,
+        output_model: Any = None,
+        task_progress: type[TaskProgress] | None = None,
+        executor: Executor = "process",
+        priority: int = 0,
+        timeout: Duration | None = None,
+        retry: Retry = NO_RETRY,
+    ) -> Any:
+        """Make a function a task; it is returned as it is.
+
+        Args:
+            name: The task's name; the function's own by default.
+            input_model: The type of its input: a dataclass, pydantic model, msgspec Struct,
+                TypedDict, attrs class, class with `as_dict()`, or any type that JSON can hold;
+                by default the annotation.
+            output_model: The type of what it returns, likewise.
+            task_progress: `TaskProgress`, to be given one as last argument; a parameter
+                annotated with it does the same.
+            executor: `process`: in a process of its own; `thread`, `loop`: in the application.
+            priority: Tasks of a higher priority are started first.
+            timeout: The longest an attempt may take, from the start of the task's code.
+            retry: When a failed attempt is followed by another; never by default.
+
+        Raises:
+            AlreadyRegistered: The name is taken.
+            ConfigurationError: The function or a model cannot be imported by another
+                process, or a setting cannot work.
+
+        Example:
+            >>> @lilota.register("report", timeout=60)
+            ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
+        """
+        settings = Settings(
+            executor=executor,
+            priority=priority,
+            timeout_seconds=None if timeout is None else checked_duration("timeout", timeout),
+            retry=retry,
+        )
+
+        def decorate(function: Function) -> Function:
+            own_name = getattr(function, "__name__", None)
+            self._registry.add(
+                RegisteredTask(
+                    own_name if name is None or name is function else name,
+                    function,
+                    input_model=input_model,
+                    output_model=output_model,
+                    task_progress=task_progress,
+                    settings=settings,
+                    limit=self._limit,
+                )
+            )
+            return function
+
+        return decorate(name) if callable(name) else decorate
+
+    async def start(self) -> None:
+        """Prepare the database, bring the task processes up, take over what was left behind.
+
+        Raises:
+            AlreadyRunning: It is started already.
+            ConfigurationError: It is called while a task process imports the module, or a
+                registered function's annotations cannot be read.
+            StoreUnavailable, SchemaMissing, SchemaTooNew: The database cannot be used.
+            WorkerStartFailed: Task processes cannot come up.
+        """
+        if self._node is not None:
+            raise AlreadyRunning
+        _refuse_in_task_process()
+        self._registry.resolve()
+        from lilota_async.node import Node  # noqa: PLC0415 - task processes never need it
+
+        self._node = node = Node(self._options, self._registry, self._database())
+        try:
+            await node.start()
+        except BaseException:
+            self._node = None
+            raise
+
+    async def stop(self, drain: bool = True, timeout: Duration | None = None) -> None:
+        """Take no more tasks, finish those that were accepted, leave nothing behind.
+
+        Args:
+            drain: Finish what is due and was scheduled before; False finishes only what runs.
+            timeout: After this many seconds, running tasks are interrupted and go back to
+                `pending`, as does what was not started; no attempt is counted against them.
+
+        Raises NotRunning when it is not started.
+        """
+        node = self._require_node("stop()")
+        if not node.is_accepting:
+            raise NotRunning("stop()")
+        left = None if timeout is None else checked_duration("timeout", timeout)
+        stopping = asyncio.ensure_future(node.stop(drain=drain, timeout=left))
+        stopping.add_done_callback(lambda _: setattr(self, "_node", None))
+        # A caller who is cancelled does not keep the parts from coming down.
+        await asyncio.shield(stopping)
+
+    async def __aenter__(self) -> Lilota:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish what was accepted; after an exception only what runs."""
+        await self.stop(drain=error is None)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """Start and stop with a Starlette or FastAPI application.
+
+        At the end only running tasks are finished, for `stop_timeout` at most.
+
+        Example:
+            >>> app = FastAPI(lifespan=lilota.lifespan)
+        """
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop(drain=False, timeout=self._stop_timeout)
+
+    @overload
+    async def schedule(
+        self,
+        task: Callable[..., Coroutine[Any, Any, Out]],
+        input: Any = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> TaskId[Out]: ...
+    @overload
+    async def schedule(
+        self, task: Callable[..., Out], input: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> TaskId[Out]: ...
+    @overload
+    async def schedule(
+        self, task: str, input: Any = None, **options: Unpack[ScheduleOptions]
+    ) -> TaskId[Any]: ...
+    async def schedule(
+        self,
+        task: str | TaskFunction,
+        input: Any = None,
+        *,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        tags: Iterable[str] = (),
+        task_id: TaskId[Any] | None = None,
+    ) -> TaskId[Any]:
+        """Commit a task; it runs as soon as a slot is free. Returns when the row is durable.
+
+        Args:
+            task: The name or the function that was registered.
+            input: What the function is called with: an instance of its model, or a dict.
+            priority, timeout: Instead of what `register()` said.
+            tags: Texts to find the task by.
+            task_id: An id of the caller's making; scheduling it again makes no second row.
+
+        Raises:
+            NotRunning: `start()` was not called, or `stop()` was.
+            UnknownTask, InvalidInput: The task or its input is not right.
+            StoreUnavailable: The database did not take the row in `store_timeout`.
+            ScheduleUnknown: The database went away during the commit; the id can be looked up.
+        """
+        node = self._require_node("schedule()")
+        row = self._new_task(
+            task, input, priority=priority, timeout=timeout, tags=tags, task_id=task_id
+        )
+        await node.insert([row])
+        return row.id
+
+    async def schedule_many(
+        self,
+        task: str | TaskFunction,
+        inputs: Iterable[Any],
+        *,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        tags: Iterable[str] = (),
+    ) -> list[TaskId[Any]]:
+        """Commit one task for each input, a thousand to a transaction; returns their ids.
+
+        Every input is checked before the first row is written. Raises what `schedule()` does.
+        """
+        node = self._require_node("schedule_many()")
+        tags = tuple(tags)
+        rows: list[NewTask] = []
+        for number, each in enumerate(inputs, start=1):
+            rows.append(self._new_task(task, each, priority=priority, timeout=timeout, tags=tags))
+            if number % ROWS_PER_INSERT == 0:
+                await asyncio.sleep(0)  # the loop has others to serve
+        for start in range(0, len(rows), ROWS_PER_INSERT):
+            await node.insert(rows[start : start + ROWS_PER_INSERT])
+        return [row.id for row in rows]
+
+    def _new_task(
+        self,
+        task: str | TaskFunction,
+        input: Any,
+        *,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        tags: Iterable[str] = (),
+        task_id: TaskId[Any] | None = None,
+    ) -> NewTask:
+        from lilota_async.storage.transitions import NewTask  # noqa: PLC0415
+
+        registered = self._registry.find(task)
+        settings = registered.settings
+        limit = settings.timeout_seconds
+        if timeout is not None:
+            limit = checked_duration("timeout", timeout)
+        return NewTask(
+            id=TaskId() if task_id is None else task_id,
+            name=registered.name,
+            input=registered.encode_input(input),
+            priority=settings.priority if priority is None else priority,
+            max_attempts=settings.retry.max_attempts,
+            timeout_seconds=limit,
+            tags=encode_tags(tags),
+        )
+
+
+def _refuse_in_task_process() -> None:
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False) or in_task_process():
+        raise ConfigurationError(
+            "lilota cannot be started where a task process imports the module that starts it; put "
+            "what starts the application under 'if __name__ == \"__main__\":'"
+        )

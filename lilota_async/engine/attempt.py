@@ -1,0 +1,265 @@
+"""One attempt from claim to transition: its messages, its deadline, its being stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from lilota_async.codec import escape_text
+from lilota_async.engine.lifecycle import End, Intent, conclude
+from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
+from lilota_async.execution.protocol import (
+    Call,
+    Checkpoint,
+    LogRecord,
+    Message,
+    Outcome,
+    Progress,
+    Started,
+)
+from lilota_async.models.values import TaskEvent, TaskStatus
+from lilota_async.registry import RegisteredTask
+from lilota_async.storage.transitions import ClaimedTask, Finish, Report, Requeue
+
+LOG_LIMIT = 64 * 1024
+REPORT_SECONDS = 0.3  # between two writes of one task's progress
+KILL_AGAIN_SECONDS = 0.05
+
+
+class Slot(Protocol):
+    """A place where one task runs: a process cell, a thread or a part of the loop."""
+
+    pid: int
+
+    @property
+    def load(self) -> int: ...
+
+    async def run(self, call: Call, listener: Listener) -> Ended: ...
+
+    def interrupt(self, serial: int, reason: Reason) -> None: ...
+
+    def kill(self, serial: int) -> bool: ...
+
+    async def retire(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What an attempt needs of the node: where its reports and its events go."""
+
+    publish: Callable[[TaskEvent], None]
+    report: Callable[[Report], Coroutine[Any, Any, Any]]
+    spawn: Callable[[Coroutine[Any, Any, Any]], None]
+    progress_is_manual: bool
+    grace_seconds: float
+
+
+class RunningAttempt:
+    """A claimed task in a slot. `stop` may be called at any time before it has ended."""
+
+    def __init__(
+        self, claimed: ClaimedTask, task: RegisteredTask, slot: Slot, serial: int, hooks: Hooks
+    ) -> None:
+        self.claimed = claimed
+        self.intent: Intent | None = None
+        self.concluded: asyncio.Future[TaskStatus | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._task = task
+        self._slot = slot
+        self._serial = serial
+        self._hooks = hooks
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._reports = Reports(self)
+        self._log = LogTail()
+
+    async def run(self) -> Finish | Requeue | Unstarted | None:
+        """Run to the end; the transition to write, if it is ours to write one."""
+        ended = await self._slot.run(self._call(), self._on_message)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reports.close()
+        succeeded = isinstance(ended, Outcome) and ended.failure is None
+        if self.intent is not None and not succeeded:
+            # Whatever the task has started, threads and children, ends with its process.
+            await self._slot.retire()
+        if isinstance(ended, Unstarted) and self.intent is None:
+            return ended
+        return conclude(
+            End(
+                claimed=self.claimed,
+                ended=ended,
+                intent=self.intent,
+                retry=self._task.settings.retry,
+                progress_is_manual=self._hooks.progress_is_manual,
+                log=self._log.text(),
+                limit=self._limit(),
+            )
+        )
+
+    def stop(self, intent: Intent) -> None:
+        """Interrupt the task's code, and kill it after the grace period."""
+        if self.intent is not None or self.concluded.done():
+            return
+        self.intent = intent
+        if intent is Intent.LEASE_LOST:  # another node may be running it already
+            self._kill()
+            return
+        self._slot.interrupt(self._serial, "timeout" if intent is Intent.TIMEOUT else "cancel")
+        self._arm(self._hooks.grace_seconds, self._kill)
+
+    def _kill(self) -> None:
+        if not self._slot.kill(self._serial):  # it has not begun yet: it will not begin
+            self._arm(KILL_AGAIN_SECONDS, self._kill)
+
+    def _arm(self, after: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(after, action)
+
+    def _call(self) -> Call:
+        claimed = self.claimed
+        return Call(
+            serial=self._serial,
+            task_id=str(claimed.attempt.id),
+            name=claimed.name,
+            attempt=claimed.attempt.number,
+            definition=self._task.resolve().pickled,
+            input=_bytes(claimed.input),
+            tags=_tags(claimed.tags),
+            checkpoint=_bytes(claimed.checkpoint),
+            has_timeout=claimed.timeout_seconds is not None,
+        )
+
+    def _on_message(self, message: Message | bytes) -> None:
+        if isinstance(message, bytes):
+            self._on_text(message.decode(errors="replace"))
+        elif isinstance(message, LogRecord):
+            self._on_record(message)
+        elif isinstance(message, Progress):
+            self._reports.progress(message.percentage)
+            self.publish("progress")
+        elif isinstance(message, Checkpoint):
+            self._reports.checkpoint(bytes(message.state).decode())
+        elif isinstance(message, Started) and self.claimed.timeout_seconds is not None:
+            self._arm(self.claimed.timeout_seconds, lambda: self.stop(Intent.TIMEOUT))
+
+    def _on_text(self, text: str) -> None:
+        self._log.add(text)
+        self.publish("log", text)
+
+    def _on_record(self, message: LogRecord) -> None:
+        record = logging.LogRecord(
+            message.logger, message.level, message.path, message.line, message.message, (), None
+        )
+        record.created = message.created
+        record.exc_text = message.exception
+        record.task_id = str(self.claimed.attempt.id)
+        record.task_name = self.claimed.name
+        receiver = logging.getLogger(message.logger)
+        if receiver.isEnabledFor(message.level):
+            receiver.handle(record)
+        lines = f"{record.levelname} {message.logger}: {message.message}\n"
+        self._on_text(lines + (f"{message.exception}\n" if message.exception else ""))
+
+    def publish(self, kind: Any, log: str | None = None) -> None:
+        """Tell those who watch: the attempt is running."""
+        self._hooks.publish(
+            TaskEvent(
+                kind=kind,
+                task_id=self.claimed.attempt.id,
+                status=TaskStatus.RUNNING,
+                progress_percentage=self._reports.percentage,
+                log=log,
+            )
+        )
+
+    def send_report(self, progress: int | None, checkpoint: str | None) -> None:
+        """Have the row follow."""
+        report = Report(attempt=self.claimed.attempt, progress=progress, checkpoint=checkpoint)
+        self._hooks.spawn(self._hooks.report(report))
+
+    def _limit(self) -> str:
+        timeout = self.claimed.timeout_seconds
+        return f"{timeout:g} s" if self.intent is Intent.TIMEOUT and timeout is not None else ""
+
+
+class Reports:
+    """Progress and checkpoints of one attempt: the latest, a few times a second at most."""
+
+    def __init__(self, attempt: RunningAttempt) -> None:
+        self.percentage = 0
+        self._attempt = attempt
+        self._loop = asyncio.get_running_loop()
+        self._progress: int | None = None
+        self._checkpoint: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_sent = float("-inf")
+
+    def progress(self, percentage: int) -> None:
+        self.percentage = self._progress = max(0, min(percentage, 100))
+        self._schedule()
+
+    def checkpoint(self, state: str) -> None:
+        self._checkpoint = state
+        self._schedule()
+
+    def close(self) -> None:
+        """No more timers; a checkpoint that waits is written all the same."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._checkpoint is not None:
+            self._send()
+
+    def _schedule(self) -> None:
+        if self._timer is None:
+            pause = max(0.0, self._last_sent + REPORT_SECONDS - self._loop.time())
+            self._timer = self._loop.call_later(pause, self._send)
+
+    def _send(self) -> None:
+        self._timer = None
+        self._last_sent = self._loop.time()
+        progress, self._progress = self._progress, None
+        checkpoint, self._checkpoint = self._checkpoint, None
+        self._attempt.send_report(progress, checkpoint)
+
+
+class LogTail:
+    """The last 64 KiB of what a task wrote."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text)
+        self._size += len(text)
+        if self._size > 4 * LOG_LIMIT:
+            self._compact()
+
+    def text(self) -> str | None:
+        """The tail as any database takes it; None when nothing was written."""
+        self._compact()
+        return escape_text("".join(self._pieces), LOG_LIMIT) if self._size else None
+
+    def _compact(self) -> None:
+        kept = "".join(self._pieces)[-LOG_LIMIT:]
+        self._pieces = [kept]
+        self._size = len(kept)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _tags(text: str | None) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(text or "[]", type=tuple[str, ...])
+    except msgspec.MsgspecError:  # edited by hand
+        return ()

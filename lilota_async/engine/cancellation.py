@@ -1,0 +1,49 @@
+"""Cancel requests of other nodes: the row carries them, its owner looks while it runs tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from uuid import UUID
+
+from lilota_async.engine.dispatcher import Dispatcher
+from lilota_async.engine.lifecycle import Intent
+from lilota_async.errors import StoreError
+from lilota_async.storage.store import Store
+from lilota_async.storage.writer import Writer
+
+LOOK_SECONDS = 0.5
+
+
+class CancelRequests:
+    """Stops the attempts of this node that somebody else wants cancelled."""
+
+    def __init__(self, node_id: UUID, dispatcher: Dispatcher, writer: Writer, store: Store) -> None:
+        self._node_id = node_id
+        self._dispatcher = dispatcher
+        self._writer = writer
+        self._store = store
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._look(), name="lilota cancel requests")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._dispatcher.is_running_anything:
+                continue
+            with contextlib.suppress(StoreError):  # asked again after the next pause
+                attempts = await self._writer.execute(
+                    lambda c: self._store.cancel_requests(c, self._node_id)
+                )
+                for wanted in attempts:
+                    attempt = self._dispatcher.find(wanted.id)
+                    if attempt is not None and attempt.claimed.attempt == wanted:
+                        attempt.stop(Intent.CANCEL)

@@ -1,0 +1,225 @@
+"""Claims what is due for the slots that are free, and sees each attempt to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from lilota_async.engine.attempt import Hooks, RunningAttempt, Slot
+from lilota_async.engine.events import Events
+from lilota_async.engine.lifecycle import Intent
+from lilota_async.errors import StoreError
+from lilota_async.execution.cells import Unstarted
+from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
+from lilota_async.registry import Registry
+from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Requeue
+from lilota_async.storage.writer import Writer
+
+POLL_SECONDS = 1.0  # the safety net: other nodes' tasks, and those that become due
+UNSTARTED_LIMIT = 3
+logger = logging.getLogger("lilota_async")
+
+
+class Pool(Protocol):
+    """The slots of one kind of executor."""
+
+    def idle(self) -> list[Slot]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatcherSettings:
+    node_id: UUID
+    progress_is_manual: bool
+    grace_seconds: float
+    read_clock: Callable[[Any], Awaitable[datetime]]
+
+
+class Dispatcher:
+    """Runs due tasks of registered names while there are slots for them."""
+
+    def __init__(
+        self,
+        settings: DispatcherSettings,
+        registry: Registry,
+        writer: Writer,
+        events: Events,
+        pools: Mapping[str, Pool],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._writer = writer
+        self._events = events
+        self._pools = pools
+        self._serials = itertools.count(1)
+        self._wake = asyncio.Event()
+        self._running: dict[TaskId[Any], RunningAttempt] = {}
+        self._unstarted: Counter[TaskId[Any]] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
+        self._loop_task: asyncio.Task[None] | None = None
+        self._halting = False
+        self._claim_before: datetime | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._hooks = Hooks(
+            publish=events.publish,
+            report=self._report,
+            spawn=self._spawn,
+            progress_is_manual=settings.progress_is_manual,
+            grace_seconds=settings.grace_seconds,
+        )
+
+    def start(self) -> None:
+        self._loop_task = asyncio.create_task(self._dispatch(), name="lilota dispatcher")
+
+    def wake(self) -> None:
+        """There may be something to claim, or a slot to claim for."""
+        self._wake.set()
+
+    @property
+    def is_running_anything(self) -> bool:
+        return bool(self._running)
+
+    def find(self, task_id: TaskId[Any]) -> RunningAttempt | None:
+        """The attempt of this task that runs here."""
+        return self._running.get(task_id)
+
+    async def drain(self, timeout: float | None) -> None:
+        """Go on until nothing is due that was there when this began, and nothing runs.
+
+        Without that limit a node that others schedule for would never come to an end.
+        """
+        self._claim_before = await self._writer.execute(self._settings.read_clock)
+        self._drained = asyncio.get_running_loop().create_future()
+        self.wake()
+        await asyncio.wait([self._drained], timeout=timeout)
+
+    async def halt(self) -> None:
+        """Claim nothing more."""
+        if self._loop_task is not None:
+            self._halting = True  # never cancelled: a claim under way would be forgotten
+            self.wake()
+            await self._loop_task
+            self._loop_task = None
+
+    async def finish_running(self, timeout: float | None) -> None:
+        """Wait for what runs; after `timeout` seconds stop it and put it back."""
+        running = list(self._tasks)
+        if running:
+            await asyncio.wait(running, timeout=timeout)
+        for attempt in list(self._running.values()):
+            attempt.stop(Intent.STOP)
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    def abandon(self) -> None:
+        """Others own what runs here: end it and write nothing."""
+        for attempt in list(self._running.values()):
+            attempt.stop(Intent.LEASE_LOST)
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            poll = loop.call_later(POLL_SECONDS, self.wake)
+            await self._wake.wait()
+            poll.cancel()
+            self._wake.clear()
+            if self._halting:
+                return
+            try:
+                claimed = sum([await self._claim_for(kind) for kind in self._pools])
+            except StoreError:
+                continue  # the writer says that the database is away, once
+            nothing_left = not claimed and not self._running and not self._wake.is_set()
+            if nothing_left and self._drained is not None and not self._drained.done():
+                self._drained.set_result(None)
+
+    async def _claim_for(self, kind: str) -> int:
+        slots = self._pools[kind].idle()
+        names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
+        if not slots or not names:
+            return 0
+        claimed = await self._claim(names, slots)
+        by_pid: dict[int, list[Slot]] = {}
+        for slot in slots:
+            by_pid.setdefault(slot.pid, []).append(slot)
+        for task in claimed:
+            self._spawn(self._attempt(task, by_pid[task.pid].pop()))
+        if len(claimed) == len(slots):
+            self.wake()  # there may be more
+        return len(claimed)
+
+    async def _claim(self, names: tuple[str, ...], slots: Iterable[Slot]) -> list[ClaimedTask]:
+        return await self._writer.claim(
+            Claim(
+                node_id=self._settings.node_id,
+                names=names,
+                pids=tuple(slot.pid for slot in slots),
+                created_before=self._claim_before,
+            )
+        )
+
+    async def _attempt(self, claimed: ClaimedTask, slot: Slot) -> None:
+        task_id = claimed.attempt.id
+        task = self._registry[claimed.name]
+        attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
+        self._running[task_id] = attempt
+        attempt.publish("status")
+        status: TaskStatus | None = None
+        try:
+            transition = await attempt.run()
+            self.wake()  # the next claim shares the flush of this transition
+            if isinstance(transition, Unstarted):
+                transition = self._put_back(claimed)
+            if transition is not None and await self._record(transition):
+                status = _status_after(transition)
+                self.tell(task_id, status, getattr(transition, "progress", None) or 0)
+        except Exception:
+            logger.exception("Task %s was lost sight of; its row is taken over later", task_id)
+        finally:
+            del self._running[task_id]
+            attempt.concluded.set_result(status)
+            self.wake()
+
+    def _put_back(self, claimed: ClaimedTask) -> Requeue:
+        """The process died before it came to the task."""
+        task_id = claimed.attempt.id
+        self._unstarted[task_id] += 1
+        # A task that ends every process before it begins must not do so for ever.
+        counted = self._unstarted[task_id] >= UNSTARTED_LIMIT
+        if counted:
+            del self._unstarted[task_id]
+        return Requeue(attempt=claimed.attempt, counted=counted)
+
+    async def _record(self, transition: Finish | Requeue) -> bool:
+        if isinstance(transition, Finish):
+            return await self._writer.finish(transition)
+        if transition.delay_seconds:
+            loop = asyncio.get_running_loop()
+            loop.call_later(transition.delay_seconds, self.wake)
+        return await self._writer.requeue(transition)
+
+    async def _report(self, report: Any) -> None:
+        with contextlib.suppress(StoreError):
+            await self._writer.report(report)
+
+    def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
+        """Tell those who wait for the task that it has this status now."""
+        self._events.publish(
+            TaskEvent(kind="status", task_id=task_id, status=status, progress_percentage=progress)
+        )
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _status_after(transition: Finish | Requeue) -> TaskStatus:
+    return transition.status if isinstance(transition, Finish) else TaskStatus.PENDING

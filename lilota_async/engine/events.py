@@ -1,0 +1,120 @@
+"""Telling those who wait: local events at once, other nodes' by one poll for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from lilota_async.errors import StoreError
+from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
+
+States = dict[TaskId[Any], tuple[TaskStatus, int]]
+FIRST_POLL_SECONDS = 0.05
+LAST_POLL_SECONDS = 1.0
+QUEUE_LIMIT = 1000
+logger = logging.getLogger("lilota_async")
+
+
+class Subscription:
+    """The events of one task, as they come; a slow reader loses logs and progress, no status."""
+
+    __slots__ = ("_arrived", "_events", "last", "task_id")
+
+    def __init__(self, task_id: TaskId[Any]) -> None:
+        self.task_id = task_id
+        self.last: tuple[TaskStatus, int] | None = None
+        self._events: list[TaskEvent] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, event: TaskEvent) -> None:
+        if event.kind == "status" or len(self._events) < QUEUE_LIMIT:
+            self._events.append(event)
+            self._arrived.set()
+        self.last = (event.status, event.progress_percentage)
+
+    def begin(self, event: TaskEvent) -> None:
+        """The row was read: what the poll finds is compared with it, or with what came since."""
+        if self.last is None:
+            self.last = (event.status, event.progress_percentage)
+
+    async def __aiter__(self) -> AsyncIterator[TaskEvent]:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            events, self._events = self._events, []
+            for event in events:
+                yield event
+                if event.kind == "status" and event.status.is_final:
+                    return
+
+
+class Events:
+    """Who waits for which task. Polls only while somebody does, for all of them at once."""
+
+    def __init__(self, read_states: Callable[[Iterable[TaskId[Any]]], Awaitable[States]]) -> None:
+        self._read_states = read_states
+        self._subscriptions: dict[TaskId[Any], set[Subscription]] = {}
+        self._poll: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, task_id: TaskId[Any]) -> AsyncIterator[Subscription]:
+        """A subscription for the time of the block; read the row after entering it."""
+        subscription = Subscription(task_id)
+        self._subscriptions.setdefault(task_id, set()).add(subscription)
+        if self._poll is None or self._poll.done():
+            self._poll = asyncio.create_task(self._poll_states(), name="lilota events")
+        try:
+            yield subscription
+        finally:
+            others = self._subscriptions[task_id]
+            others.discard(subscription)
+            if not others:
+                del self._subscriptions[task_id]
+
+    def publish(self, event: TaskEvent) -> None:
+        """Tell everyone who waits for the task."""
+        for subscription in self._subscriptions.get(event.task_id, ()):
+            subscription.put(event)
+
+    async def close(self) -> None:
+        """Stop polling."""
+        if self._poll is not None:
+            self._poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poll
+
+    async def _poll_states(self) -> None:
+        pause = FIRST_POLL_SECONDS
+        while self._subscriptions:
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LAST_POLL_SECONDS)
+            try:
+                states = await self._read_states(list(self._subscriptions))
+            except StoreError:
+                continue  # the writer says that the database is away, once
+            for task_id in list(self._subscriptions):
+                self._compare(task_id, states.get(task_id))
+
+    def _compare(self, task_id: TaskId[Any], state: tuple[TaskStatus, int] | None) -> None:
+        if state is None:  # deleted meanwhile: for those who wait, it is over
+            state = (TaskStatus.CANCELLED, 0)
+        for subscription in self._subscriptions.get(task_id, ()):
+            last = subscription.last
+            if last is not None and last != state and not _is_older(state, last):
+                kind = "progress" if last[0] is state[0] else "status"
+                subscription.put(
+                    TaskEvent(
+                        kind=kind,  # type: ignore[arg-type]
+                        task_id=task_id,
+                        status=state[0],
+                        progress_percentage=state[1],
+                    )
+                )
+
+
+def _is_older(state: tuple[TaskStatus, int], last: tuple[TaskStatus, int]) -> bool:
+    """A row that was read before a local event must not take it back."""
+    return last[0].is_final or (state[0] is last[0] and state[1] < last[1])

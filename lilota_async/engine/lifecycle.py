@@ -1,0 +1,199 @@
+"""The policy: what follows from the end of an attempt. Pure: no clock, no I/O.
+
+| the attempt ended with | while it was asked to stop for | the task is |
+| --- | --- | --- |
+| a result | anything or nothing | completed: what arrived first wins |
+| anything else | cancel | cancelled |
+| anything else | the application's stop | pending, and pays no attempt |
+| anything else | lost lease | another node's: nothing is written |
+| anything else | timeout, memory | failed with that kind, or retried |
+| RetryLater | nothing | pending, and pays no attempt |
+| an exception, a death | nothing | failed with its kind, or retried |
+| nothing: it never began | nothing | run again at once, by the dispatcher |
+
+A failure is retried while attempts are left and the task's Retry names it.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from lilota_async.errors import Abort, TaskCrashed, TaskTimeout
+from lilota_async.execution.cells import Crash, Ended, Unstarted
+from lilota_async.execution.invocation import qualified_name
+from lilota_async.execution.protocol import Outcome
+from lilota_async.models.values import Retry, TaskStatus, seconds
+from lilota_async.storage.transitions import ClaimedTask, Cost, Finish, Requeue
+
+FAILURES_KEPT = 20
+_CRASHED = tuple(qualified_name(cls) for cls in TaskCrashed.__mro__)
+_TIMED_OUT = tuple(qualified_name(cls) for cls in TaskTimeout.__mro__)
+
+
+class Intent(StrEnum):
+    """Why an attempt is being stopped."""
+
+    TIMEOUT = "timeout"
+    CANCEL = "cancel"
+    MEMORY = "memory"
+    STOP = "stop"
+    LEASE_LOST = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """All that is known when an attempt is over."""
+
+    claimed: ClaimedTask
+    ended: Ended
+    intent: Intent | None
+    retry: Retry
+    progress_is_manual: bool
+    log: str | None = None
+    limit: str = ""  # what was exceeded, for people: "2 s", "512 MiB"
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an attempt failed, and what the retry policy looks at."""
+
+    exception: dict[str, Any]
+    lineage: tuple[str, ...]
+
+
+def conclude(end: End, *, chance: float | None = None) -> Finish | Requeue | None:
+    """The transition that the end of an attempt asks for; None when it is not ours to write."""
+    ended = end.ended
+    if isinstance(ended, Outcome) and ended.failure is None:
+        return _finish(end, TaskStatus.COMPLETED, output=bytes(ended.output).decode())
+    if end.intent is Intent.LEASE_LOST:
+        return None
+    if _was_stopped_for(end, Intent.CANCEL):
+        return _finish(end, TaskStatus.CANCELLED)
+    if isinstance(ended, Unstarted):
+        return Requeue(attempt=end.claimed.attempt, counted=False)
+    if _was_stopped_for(end, Intent.STOP):
+        return Requeue(attempt=end.claimed.attempt, extra_attempts=1, cost=_cost(end))
+    if isinstance(ended, Outcome) and ended.retry_delay is not None and end.intent is None:
+        return Requeue(
+            attempt=end.claimed.attempt,
+            delay_seconds=max(0.0, ended.retry_delay),
+            extra_attempts=1,
+            cost=_cost(end),
+        )
+    failure = _failure(end)
+    if not _is_retried(end, failure):
+        return _finish(end, TaskStatus.FAILED, exception=_encode(failure.exception))
+    number = end.claimed.attempt.number
+    return Requeue(
+        attempt=end.claimed.attempt,
+        delay_seconds=backoff(end.retry, number, random.random() if chance is None else chance),
+        exception=_encode(failure.exception),
+        failures=_encode(_failures(end, failure)),
+        cost=_cost(end),
+    )
+
+
+def backoff(retry: Retry, attempt: int, chance: float) -> float:
+    """Seconds between attempt number `attempt` and the next; `chance` is within 0..1."""
+    longest = seconds(retry.max_delay)
+    try:
+        pause = min(longest, seconds(retry.delay) * retry.backoff ** (attempt - 1))
+    except OverflowError:
+        pause = longest
+    # Equal jitter (Brooker, "Exponential Backoff And Jitter"): half is kept, half is drawn.
+    return pause * (0.5 + 0.5 * chance) if retry.jitter else pause
+
+
+def _was_stopped_for(end: End, intent: Intent) -> bool:
+    # A failure of the task's own that came before the interruption is reported as it is.
+    return end.intent is intent and not (
+        isinstance(end.ended, Outcome) and not end.ended.interrupted
+    )
+
+
+def _failure(end: End) -> Failure:
+    ended = end.ended
+    if _was_stopped_for(end, Intent.TIMEOUT):
+        message = f"the task ran longer than its timeout of {end.limit}"
+        return _stopped("timeout", "TaskTimeout", message, ended, _TIMED_OUT)
+    if _was_stopped_for(end, Intent.MEMORY):
+        message = f"the task used more memory than its limit of {end.limit}"
+        return _stopped("memory", "MemoryLimit", message, ended, _CRASHED)
+    if isinstance(ended, Outcome):
+        return Failure(exception=ended.failure or {}, lineage=ended.lineage)
+    how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
+    message = f"the task's process ended with {how} while the task was running"
+    if end.out_of_memory:
+        message += "; probably out of memory, since the kernel ended a process for that"
+    exception: dict[str, Any] = {"kind": "crash", "type": "TaskCrashed", "message": message}
+    exception |= {"traceback": "", "exit_code": ended.exit_code, "signal": ended.signal}
+    return Failure(exception=exception, lineage=_CRASHED)
+
+
+def _stopped(
+    kind: str, name: str, message: str, ended: Outcome | Crash, lineage: tuple[str, ...]
+) -> Failure:
+    traceback = ended.failure["traceback"] if isinstance(ended, Outcome) and ended.failure else ""
+    exception = {"kind": kind, "type": name, "message": message, "traceback": traceback}
+    if kind == "memory":
+        exception["peak_memory_bytes"] = ended.peak_memory_bytes
+    return Failure(exception=exception, lineage=lineage)
+
+
+def _is_retried(end: End, failure: Failure) -> bool:
+    if end.claimed.attempt.number >= end.claimed.max_attempts or end.intent is Intent.CANCEL:
+        return False
+    lineage = set(failure.lineage)
+
+    def names(classes: tuple[type[BaseException], ...]) -> bool:
+        return any(qualified_name(cls) in lineage for cls in classes)
+
+    if qualified_name(Abort) in lineage or names(end.retry.not_on):
+        return False
+    return not end.retry.on or names(end.retry.on)
+
+
+def _failures(end: End, failure: Failure) -> list[dict[str, Any]]:
+    """The earlier failures and this one, the last ones of them, without their tracebacks."""
+    try:
+        earlier = msgspec.json.decode(end.claimed.failures or "[]", type=list[dict[str, Any]])
+    except msgspec.MsgspecError:  # edited by hand
+        earlier = []
+    latest = {key: value for key, value in failure.exception.items() if key != "traceback"}
+    return [*earlier, {"attempt": end.claimed.attempt.number, **latest}][-FAILURES_KEPT:]
+
+
+def _finish(
+    end: End, status: TaskStatus, *, output: str | None = None, exception: str | None = None
+) -> Finish:
+    reported = end.ended.progress if isinstance(end.ended, Outcome) else None
+    done = status is not TaskStatus.CANCELLED and not end.progress_is_manual
+    return Finish(
+        attempt=end.claimed.attempt,
+        status=status,
+        progress=100 if done else reported,
+        output=None if output == "null" else output,
+        exception=exception,
+        cost=_cost(end),
+    )
+
+
+def _cost(end: End) -> Cost:
+    if isinstance(end.ended, Unstarted):
+        return Cost()
+    return Cost(
+        cpu_seconds=end.ended.cpu_seconds,
+        peak_memory_bytes=end.ended.peak_memory_bytes,
+        log=end.log,
+    )
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

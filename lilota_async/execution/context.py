@@ -1,0 +1,112 @@
+"""What a task's own code can ask about itself, on every executor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from lilota_async.codec import Codec
+from lilota_async.execution.protocol import Call, Checkpoint, Message, Progress
+from lilota_async.models.values import TaskId, TaskProgress
+
+CHECKPOINT_LIMIT = 1024 * 1024
+
+_in_task_process: ContextVar[bool] = ContextVar("lilota_in_task_process", default=False)
+_current: ContextVar[CurrentTask | None] = ContextVar("lilota_current_task", default=None)
+
+
+class CurrentTask:
+    """The running task, seen from inside; `current_task()` returns it.
+
+    `id`, `name`, `attempt` (1 for the first) and `tags` are the row's. `last_checkpoint` is
+    what an earlier attempt handed to `checkpoint()` last, or None. `logger` is a logger whose
+    records belong to this task.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_publish",
+        "_serial",
+        "attempt",
+        "id",
+        "last_checkpoint",
+        "logger",
+        "name",
+        "progress",
+        "tags",
+    )
+
+    def __init__(
+        self, call: Call, publish: Callable[[Message], None], cancelled: Callable[[], bool]
+    ) -> None:
+        self.id: TaskId[Any] = TaskId(call.task_id)
+        self.name = call.name
+        self.attempt = call.attempt
+        self.tags = call.tags
+        self.last_checkpoint: Any = (
+            None if call.checkpoint is None else msgspec.json.decode(call.checkpoint)
+        )
+        self.logger = logging.getLogger(f"lilota_async.task.{call.name}")
+        self.progress = TaskProgress(self._report)
+        self._serial = call.serial
+        self._publish = publish
+        self._cancelled = cancelled
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task was asked to stop: by cancel(), its timeout or stop().
+
+        A process is interrupted without looking; a thread ends only if its function looks here
+        now and then and returns.
+        """
+        return self._cancelled()
+
+    def checkpoint(self, state: Any) -> None:
+        """Keep `state`, any JSON value up to 1 MiB, for the next attempt; the latest wins.
+
+        It survives SIGKILL, a timeout and the death of the application, once the parent has
+        written it, which it does at most a few times a second.
+
+        Raises ValueError when `state` is no JSON value or too large.
+
+        Example:
+            >>> task = current_task()
+            >>> for step in range(task.last_checkpoint or 0, 1000):
+            ...     work(step)
+            ...     task.checkpoint(step + 1)
+        """
+        encoded = Codec(None, limit=CHECKPOINT_LIMIT).encode(state)
+        self._publish(Checkpoint(self._serial, msgspec.Raw(encoded)))
+
+    def _report(self, percentage: int) -> None:
+        self._publish(Progress(self._serial, percentage))
+
+
+def current_task() -> CurrentTask | None:
+    """The task that the calling code runs in; None outside of a task.
+
+    Example:
+        >>> @lilota.register
+        ... def report() -> None:
+        ...     current_task().logger.info("attempt %d", current_task().attempt)
+    """
+    return _current.get()
+
+
+def in_task_process() -> bool:
+    """Whether this process is a task process."""
+    return _in_task_process.get()
+
+
+def mark_task_process() -> None:
+    """Remember that this process is a task process."""
+    _in_task_process.set(True)
+
+
+def enter_task(task: CurrentTask | None) -> None:
+    """Make `task` the current one of this context."""
+    _current.set(task)

@@ -1,0 +1,165 @@
+"""Threads and the loop as places for tasks: cheap, in the application's own process.
+
+What runs here cannot be killed and can take the application down with it. Threads are for
+short work that needs the application's memory, the loop is for coroutines that mostly wait.
+A task is asked to stop through `current_task().cancelled`; a coroutine on the loop is
+cancelled besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+
+import msgspec
+
+from lilota_async.errors import TaskStopped
+from lilota_async.execution.cells import Ended, Listener, Reason
+from lilota_async.execution.context import CurrentTask, enter_task
+from lilota_async.execution.invocation import Runnable, failed, load, run_coroutine, succeeded
+from lilota_async.execution.protocol import Call, Message, Outcome, Started
+
+
+class LocalSlot:
+    """A place for one task in this process."""
+
+    def __init__(self, on_idle: Callable[[], None]) -> None:
+        self.pid = os.getpid()
+        self.load = 0
+        self._on_idle = on_idle
+        self._stop_requested = False
+        self._stop_seen = False
+
+    async def run(self, call: Call, listener: Listener) -> Ended:
+        """Run `call` in a context of its own and wait for its end."""
+        self.load = 1
+        self._stop_requested = self._stop_seen = False
+        try:
+            outcome = await self._run(call, listener)
+        finally:
+            self.load = 0
+            self._on_idle()
+        if self._stop_seen and outcome.failure is None:
+            # The function looked, and returned because of what it saw: that is no result.
+            return failed(call, TaskStopped("the task was asked to stop"), None)
+        return outcome
+
+    def interrupt(self, _serial: int, _reason: Reason) -> None:
+        """Ask the task to stop."""
+        self._stop_requested = True
+
+    def kill(self, _serial: int) -> bool:
+        """Nothing can be killed here: the task is waited for."""
+        return True
+
+    async def retire(self) -> None:
+        """Nothing to end: the task has ended."""
+
+    async def _run(self, call: Call, listener: Listener) -> Outcome:
+        raise NotImplementedError
+
+    def _stopped(self) -> bool:
+        self._stop_seen = self._stop_requested
+        return self._stop_requested
+
+    def _begin(
+        self, call: Call, publish: Callable[[Message], None]
+    ) -> tuple[Runnable, CurrentTask]:
+        task = CurrentTask(call, publish, self._stopped)
+        enter_task(task)
+        return load(call.definition), task
+
+
+class ThreadSlot(LocalSlot):
+    """A place in a thread."""
+
+    def __init__(self, on_idle: Callable[[], None], threads: ThreadPoolExecutor) -> None:
+        super().__init__(on_idle)
+        self._threads = threads
+
+    async def _run(self, call: Call, listener: Listener) -> Outcome:
+        loop = asyncio.get_running_loop()
+
+        def publish(message: Message) -> None:
+            loop.call_soon_threadsafe(listener, message)
+
+        return await loop.run_in_executor(self._threads, Context().run, self._work, call, publish)
+
+    def _work(self, call: Call, publish: Callable[[Message], None]) -> Outcome:
+        task: CurrentTask | None = None
+        before = time.thread_time()
+        try:
+            runnable, task = self._begin(call, publish)
+            arguments = runnable.arguments_for(call, task)
+            publish(Started(call.serial))
+            result = runnable.function(*arguments)
+            if inspect.iscoroutine(result):
+                result = run_coroutine(result)
+            outcome = succeeded(call, runnable, result, task)
+        except BaseException as error:
+            outcome = failed(call, error, task)
+        return msgspec.structs.replace(outcome, cpu_seconds=time.thread_time() - before)
+
+
+class LoopSlot(LocalSlot):
+    """A place on the application's own loop."""
+
+    def __init__(self, on_idle: Callable[[], None]) -> None:
+        super().__init__(on_idle)
+        self._running: asyncio.Task[Outcome] | None = None
+
+    async def _run(self, call: Call, listener: Listener) -> Outcome:
+        loop = asyncio.get_running_loop()
+        self._running = loop.create_task(self._work(call, listener), context=Context())
+        return await self._running
+
+    def interrupt(self, serial: int, reason: Reason) -> None:
+        """Cancel the coroutine."""
+        super().interrupt(serial, reason)
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _work(self, call: Call, listener: Listener) -> Outcome:
+        task: CurrentTask | None = None
+        try:
+            runnable, task = self._begin(call, listener)
+            arguments = runnable.arguments_for(call, task)
+            listener(Started(call.serial))
+            result = runnable.function(*arguments)
+            if inspect.iscoroutine(result):
+                result = await result
+            return succeeded(call, runnable, result, task)
+        except asyncio.CancelledError as error:
+            if self._stop_requested:
+                return failed(call, TaskStopped("the task was cancelled"), task)
+            return failed(call, error, task)
+        except BaseException as error:
+            return failed(call, error, task)
+
+
+class LocalPool:
+    """Slots in this process for `size` tasks at a time."""
+
+    def __init__(self, size: int, on_idle: Callable[[], None], *, threads: bool) -> None:
+        self._threads = ThreadPoolExecutor(size, "lilota-task") if threads and size else None
+        self._slots: list[LocalSlot] = [
+            LoopSlot(on_idle) if self._threads is None else ThreadSlot(on_idle, self._threads)
+            for _ in range(size)
+        ]
+
+    def idle(self) -> list[LocalSlot]:
+        """The slots that have nothing to do."""
+        return [slot for slot in self._slots if not slot.load]
+
+    async def start(self) -> None:
+        """Nothing has to come up."""
+
+    async def close(self) -> None:
+        """End the threads, once their tasks have ended."""
+        if self._threads is not None:
+            await asyncio.to_thread(self._threads.shutdown)

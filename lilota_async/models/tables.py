@@ -1,0 +1,88 @@
+"""The mapped classes: applications may select them in sessions of their own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Float, Integer, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
+from lilota_async.models.values import NAME_LENGTH, TaskId, TaskStatus
+
+# Names compare byte by byte on every database, so `Add` and `add` are two tasks on MariaDB too.
+_MARIADB_OPTIONS = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """The registry of lilota's own tables."""
+
+
+class Task(Base):
+    """One task: what was asked for, where it is, and what came of it.
+
+    The indexes are in the migrations, since each database has its own kind of them.
+
+    Example:
+        >>> async with AsyncSession(engine) as session:
+        ...     failed = await session.scalars(select(Task).where(Task.status == "failed"))
+    """
+
+    __tablename__ = "lilota_task"
+
+    id: Mapped[TaskId[Any]] = mapped_column(TaskIdType, primary_key=True, default=TaskId)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+    status: Mapped[TaskStatus] = mapped_column(Status, default=TaskStatus.PENDING)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    run_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    start_date_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    end_date_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    pid: Mapped[int | None] = mapped_column(BigInteger)
+    progress_percentage: Mapped[int] = mapped_column(Integer, default=0)
+    input: Mapped[Any | None] = mapped_column(Json)
+    output: Mapped[Any | None] = mapped_column(Json)
+    exception: Mapped[Any | None] = mapped_column(Json)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    max_attempts: Mapped[int] = mapped_column(Integer, default=1)
+    interruptions: Mapped[int] = mapped_column(Integer, default=0)
+    timeout_seconds: Mapped[float | None] = mapped_column(Float(53))
+    locked_by: Mapped[UUID | None] = mapped_column(TaskIdType)
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    tags: Mapped[list[str] | None] = mapped_column(Json)
+    checkpoint: Mapped[Any | None] = mapped_column(Json)
+    failures: Mapped[list[Any] | None] = mapped_column(Json)
+    log: Mapped[str | None] = mapped_column(LONG_TEXT)
+    cpu_seconds: Mapped[float | None] = mapped_column(Float(53))
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = _MARIADB_OPTIONS
+
+    def __repr__(self) -> str:
+        return (
+            f"<Task {self.name!r} id={self.id} status={self.status} "
+            f"progress={self.progress_percentage}%>"
+        )
+
+
+class Node(Base):
+    """One started Lilota: it owns the running tasks whose `locked_by` is its id."""
+
+    __tablename__ = "lilota_node"
+    __table_args__ = _MARIADB_OPTIONS
+
+    id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)
+    machine: Mapped[str] = mapped_column(String(100))
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(BigInteger)
+    pid_started: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    slots: Mapped[int] = mapped_column(Integer)
+    version: Mapped[str] = mapped_column(String(50))

@@ -1,0 +1,190 @@
+"""Small values that parent and task processes share; imports nothing heavy."""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Generic, Literal, Protocol, TypeAlias, runtime_checkable
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from lilota_async.errors import ConfigurationError
+
+Output = TypeVar("Output", default=Any)
+
+Duration: TypeAlias = float | timedelta
+NAME_LENGTH = 200
+_RANDOM_BITS = 62
+_VERSION_7 = 0x7
+_VARIANT_RFC = 0b10
+
+
+class TaskStatus(enum.StrEnum):
+    """Where a task is in its life; the last three are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to the task by itself."""
+        return self not in (TaskStatus.PENDING, TaskStatus.RUNNING)
+
+
+class TaskId(UUID, Generic[Output]):
+    """A task's id: a UUID of version 7, typed with the output of the task.
+
+    `TaskId()` makes a new one; `TaskId("0197…")` reads one. Ids made later sort later:
+    48 bits of milliseconds, then 12 bits of the fraction of the millisecond (RFC 9562,
+    section 6.2, method 3), then 62 random bits.
+
+    Example:
+        >>> TaskId("01939e4a-7d1c-7000-8000-000000000000").version
+        7
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: str | UUID | None = None) -> None:
+        if value is None:
+            super().__init__(int=_new_uuid7())
+        elif isinstance(value, UUID):
+            super().__init__(int=value.int)
+        else:
+            super().__init__(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - only pydantic calls this
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.uuid_schema())
+
+
+def checked_duration(name: str, duration: Duration, *, least: float = 0.0) -> float:
+    """A duration as seconds; ConfigurationError names the setting that cannot work."""
+    try:
+        value = seconds(duration)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"{name} must be seconds or a timedelta, not {duration!r}"
+        ) from None
+    if not least <= value < float("inf"):
+        raise ConfigurationError(f"{name} must be {least:g} s or more, not {value:g} s")
+    return value
+
+
+def seconds(duration: Duration) -> float:
+    """A duration as seconds."""
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+def _new_uuid7() -> int:
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    fraction = (nanoseconds << 12) // 1_000_000
+    random = int.from_bytes(os.urandom(8)) >> 2
+    return (
+        (milliseconds & ((1 << 48) - 1)) << 80
+        | _VERSION_7 << 76
+        | fraction << 64
+        | _VARIANT_RFC << _RANDOM_BITS
+        | random
+    )
+
+
+@runtime_checkable
+class ModelProtocol(Protocol):
+    """A model of any class: `as_dict()` gives its fields, `cls(**fields)` builds it again."""
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When a failed attempt is followed by another, and after how long.
+
+    `max_attempts` counts the first one. The pause before attempt n + 1 is
+    `delay * backoff ** (n - 1)` seconds, at most `max_delay`; with `jitter` a random part of
+    it, between half and all. `on` has the exception classes to retry: empty means every
+    failure, crashes and timeouts included; with classes given, crashes and timeouts are
+    retried when `TaskCrashed` and `TaskTimeout` are among them. `not_on` wins over `on`.
+
+    Raises ConfigurationError for values that cannot be meant.
+
+    Example:
+        >>> @lilota.register(retry=Retry(max_attempts=5, on=(OSError,)))
+        ... def fetch(url: str) -> str: ...
+    """
+
+    max_attempts: int = 5
+    delay: float | timedelta = 1.0
+    backoff: float = 2.0
+    max_delay: float | timedelta = 300.0
+    jitter: bool = True
+    on: tuple[type[BaseException], ...] = ()
+    not_on: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ConfigurationError("Retry(max_attempts=...) counts the first: 1 is the least")
+        if seconds(self.delay) < 0 or seconds(self.max_delay) < 0 or self.backoff < 1:
+            raise ConfigurationError(
+                "Retry needs delays of 0 s or more and a backoff of at least 1"
+            )
+        for classes in (self.on, self.not_on):
+            if not all(isinstance(c, type) and issubclass(c, BaseException) for c in classes):
+                raise ConfigurationError(
+                    "Retry(on=..., not_on=...) take tuples of exception classes"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    """One thing that happened to a task, as `watch()` yields it.
+
+    `kind` is `status`, `progress` or `log`; `log` is the text that was written, or None.
+    """
+
+    kind: Literal["status", "progress", "log"]
+    task_id: TaskId[Any]
+    status: TaskStatus
+    progress_percentage: int
+    log: str | None = None
+
+
+class TaskProgress:
+    """The handle by which a task function reports how far it is.
+
+    Example:
+        >>> def report(data: ReportInput, progress: TaskProgress) -> None:
+        ...     for number, page in enumerate(data.pages, start=1):
+        ...         render(page)
+        ...         progress.set(100 * number // len(data.pages))
+    """
+
+    __slots__ = ("_publish", "percentage")
+
+    def __init__(self, publish: Callable[[int], None]) -> None:
+        self._publish = publish
+        self.percentage: int | None = None
+
+    def set(self, percentage: float) -> None:
+        """Report `percentage`, clamped to 0..100.
+
+        Never waits for the database and never raises: a value that is not a number is
+        ignored. The row follows a few times a second, and has the last value at the end.
+        """
+        try:
+            clamped = int(max(0, min(percentage, 100)))
+        except (TypeError, ValueError):
+            return
+        if clamped != self.percentage:
+            self.percentage = clamped
+            self._publish(clamped)

@@ -1,0 +1,160 @@
+"""A started Lilota: its parts, wired together, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from importlib import metadata
+from typing import Any
+from uuid import UUID
+
+from lilota_async.engine.cancellation import CancelRequests
+from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
+from lilota_async.engine.events import Events
+from lilota_async.engine.recovery import Recovery
+from lilota_async.errors import ConfigurationError, NotRunning
+from lilota_async.execution.identity import own_identity
+from lilota_async.execution.pools import LocalPool
+from lilota_async.execution.processes import ProcessPool
+from lilota_async.models.values import TaskId
+from lilota_async.options import NodeOptions
+from lilota_async.registry import Registry
+from lilota_async.storage import queries
+from lilota_async.storage.database import Database
+from lilota_async.storage.migrate import check, migrate
+from lilota_async.storage.store import create_store
+from lilota_async.storage.transitions import NewTask, NodeRecord
+from lilota_async.storage.writer import Writer
+
+# The fork server imports them once for all task processes, which load the same modules as the
+# application's own module does.
+PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core", "lilota_async.models.tables")
+
+
+class Node:
+    """The parts of a started Lilota. `pid` is the process it was started in."""
+
+    def __init__(self, options: NodeOptions, registry: Registry, database: Database) -> None:
+        self.id: UUID = TaskId()
+        self.pid = os.getpid()
+        self.store = create_store(database)
+        self.writer = Writer(database, self.store, store_timeout=options.store_timeout)
+        self.events = Events(lambda ids: queries.get_states(database, list(ids)))
+        self._options = options
+        self._database = database
+        self._pools = self._create_pools()
+        pools: dict[str, Pool] = dict(self._pools)
+        self.dispatcher = Dispatcher(
+            DispatcherSettings(
+                node_id=self.id,
+                progress_is_manual=options.progress_is_manual,
+                grace_seconds=options.grace_seconds,
+                read_clock=self.store.clock,
+            ),
+            registry,
+            self.writer,
+            self.events,
+            pools,
+        )
+        self._recovery = Recovery(
+            self._record(),
+            options.lease_seconds,
+            self.writer,
+            self.store,
+            on_taken_over=self.dispatcher.wake,
+            on_lease_lost=self.dispatcher.abandon,
+        )
+        self._cancel_requests = CancelRequests(self.id, self.dispatcher, self.writer, self.store)
+        self._parts = AsyncExitStack()
+        self._accepting = False
+        self._inserting = 0
+        self._inserted = asyncio.Event()
+
+    async def start(self) -> None:
+        """Bring every part up, in this order; on failure, down again."""
+        async with AsyncExitStack() as parts:
+            await self._database.open()
+            parts.push_async_callback(self._database.close)
+            await (migrate if self._options.migrate else check)(self._database)
+            await self.writer.start()
+            parts.push_async_callback(self.writer.close)
+            parts.push_async_callback(self.events.close)
+            for pool in self._pools.values():
+                parts.push_async_callback(pool.close)
+                await pool.start()
+            await self._recovery.start()
+            parts.push_async_callback(self._recovery.close)
+            self._cancel_requests.start()
+            parts.push_async_callback(self._cancel_requests.close)
+            self.dispatcher.start()
+            self._accepting = True
+            self._parts = parts.pop_all()
+
+    async def stop(self, *, drain: bool, timeout: float | None) -> None:
+        """Take nothing more, end what runs, bring every part down."""
+        self._accepting = False
+        async with self._parts:
+            while self._inserting:
+                self._inserted.clear()
+                await self._inserted.wait()
+            loop = asyncio.get_running_loop()
+            deadline = None if timeout is None else loop.time() + timeout
+            if drain and self._pools:
+                await self.dispatcher.drain(timeout)
+            await self.dispatcher.halt()
+            left = None if deadline is None else max(0.0, deadline - loop.time())
+            await self.dispatcher.finish_running(left)
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether new tasks are taken."""
+        return self._accepting
+
+    def check_process(self) -> None:
+        """Raise ConfigurationError in a process that was forked from the one of `start()`."""
+        if os.getpid() != self.pid:
+            raise ConfigurationError(
+                "lilota was started before this process was forked and cannot be shared with it; "
+                "start it in each worker process, as in the lifespan of the application"
+            )
+
+    async def insert(self, tasks: list[NewTask]) -> None:
+        """Commit new rows, and have them run."""
+        if not self._accepting:
+            raise NotRunning("schedule()")
+        self._inserting += 1
+        try:
+            await self.writer.insert(tasks)
+        finally:
+            self._inserting -= 1
+            self._inserted.set()
+        self.dispatcher.wake()
+
+    def _create_pools(self) -> dict[str, Any]:
+        options = self._options
+        if not options.processes:
+            return {}  # a node that only schedules
+
+        def wake() -> None:
+            self.dispatcher.wake()
+
+        return {
+            "process": ProcessPool(
+                options.processes, wake, start_method=options.start_method, preload=PRELOAD
+            ),
+            "thread": LocalPool(options.threads, wake, threads=True),
+            "loop": LocalPool(options.coroutines, wake, threads=False),
+        }
+
+    def _record(self) -> NodeRecord:
+        own = own_identity()
+        return NodeRecord(
+            id=self.id,
+            machine=own.machine,
+            host=own.host,
+            pid=own.pid,
+            pid_started=own.started,
+            slots=self._options.processes,
+            version=metadata.version("lilota-async"),
+        )

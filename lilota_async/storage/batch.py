@@ -1,0 +1,139 @@
+"""What one flush of the writer consists of, and how it is applied to the store."""
+
+from __future__ import annotations
+
+import enum
+from asyncio import Future
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lilota_async.errors import LilotaError
+from lilota_async.storage.store import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_MOST_ROWS = 1000
+_MOST_CHARACTERS = 8_000_000
+_SUSPICIOUS_LOSSES = 2
+_POISONOUS_LOSSES = 6
+
+
+class Kind(enum.IntEnum):
+    """The kinds of operations, in the order in which a flush applies them.
+
+    A report comes before the end of its attempt, which fences it off, and a claim after
+    everything that may free a slot or bring a task.
+    """
+
+    INSERT = 0
+    REPORT = 1
+    FINISH = 2
+    REQUEUE = 3
+    EXECUTE = 4
+    CLAIM = 5
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Operation:
+    """One call that waits for its commit, or for its `deadline` on the clock of the loop.
+
+    It is `sent` while a flush with it is under way, and `in_doubt` after the answer of its
+    commit was lost. `losses` counts the connections that broke on it.
+    """
+
+    kind: Kind
+    value: Any
+    future: Future[Any]
+    rows: int = 1
+    size: int = 0
+    deadline: float | None = None
+    losses: int = 0
+    sent: bool = False
+    in_doubt: bool = False
+
+    @property
+    def ends_attempt(self) -> bool:
+        """Whether its loss would leave a row running that nobody runs."""
+        return self.kind in (Kind.FINISH, Kind.REQUEUE)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody wants it any more; the end of an attempt is always wanted."""
+        return self.future.done() and not self.ends_attempt
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether it goes alone, lest it breaks the connection for others again."""
+        return self.losses >= _SUSPICIOUS_LOSSES
+
+    @property
+    def is_poisonous(self) -> bool:
+        """Whether it has broken so many connections by itself that it would break them all."""
+        return self.losses >= _POISONOUS_LOSSES
+
+    def fail(self, error: Exception) -> None:
+        """Give the caller the error, if it still waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def payload_size(kind: Kind, value: Any) -> int:
+    """About how many characters the operation sends."""
+    if kind is Kind.INSERT:
+        return sum(len(task.input or "") + len(task.tags or "") for task in value)
+    if kind is Kind.REPORT:
+        return len(value.checkpoint or "")
+    if kind in (Kind.FINISH, Kind.REQUEUE):
+        texts = (value.exception, value.failures, value.cost.log, getattr(value, "output", None))
+        return sum(len(text) for text in texts if text)
+    return 0
+
+
+def take(queue: list[Operation]) -> list[Operation]:
+    """Take the next flush from the front of the queue: as much as fits, sorted by kind."""
+    rows = size = count = 0
+    for operation in queue:
+        rows += operation.rows
+        size += operation.size
+        full = rows > _MOST_ROWS or size > _MOST_CHARACTERS or operation.is_suspicious
+        if count and full:
+            break
+        count += 1
+        if operation.is_suspicious:
+            break
+    taken = queue[:count]
+    del queue[:count]
+    return sorted(taken, key=lambda operation: operation.kind)
+
+
+async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) -> list[Any]:
+    """Run a batch that is ordered by kind; one outcome for each operation."""
+    outcomes: list[Any] = []
+    for kind, group in groupby(batch, key=lambda operation: operation.kind):
+        values = [operation.value for operation in group]
+        match kind:
+            case Kind.INSERT:
+                await store.insert(c, [task for tasks in values for task in tasks])
+                outcomes += [None] * len(values)
+            case Kind.REPORT:
+                outcomes += await store.report(c, values)
+            case Kind.FINISH:
+                outcomes += await store.finish(c, values)
+            case Kind.REQUEUE:
+                outcomes += await store.requeue(c, values)
+            case Kind.EXECUTE:
+                outcomes += [await _outcome(operation, c) for operation in values]
+            case Kind.CLAIM:
+                outcomes += [await store.claim(c, claim) for claim in values]
+    return outcomes
+
+
+async def _outcome(operation: Any, c: AsyncConnection) -> Any:
+    """What the operation returns; an error of lilota is an answer and no reason to roll back."""
+    try:
+        return await operation(c)
+    except LilotaError as error:
+        return error

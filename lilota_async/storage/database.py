@@ -1,0 +1,271 @@
+"""The way to the database: engines, connections and transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import NullPool, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from lilota_async.errors import (
+    ConfigurationError,
+    LilotaError,
+    SchemaMissing,
+    StoreError,
+    StoreUnavailable,
+)
+from lilota_async.storage.failures import describe, is_disconnect, is_missing_table
+from lilota_async.storage.urls import DialectName, Target, dialect_of, parse_target
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+__all__ = ["Database", "begin", "commit", "is_disconnect", "rollback", "transaction"]
+
+T = TypeVar("T")
+
+_EXTRAS = {"asyncmy": "mysql", "psycopg": "psycopg"}
+_BEGIN = {
+    "sqlite": ("BEGIN IMMEDIATE",),
+    "postgresql": ("BEGIN",),
+    # Without gap locks, so that a claim keeps nobody from inserting.
+    "mysql": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"),
+}
+_BEGIN["mariadb"] = _BEGIN["mysql"]
+
+
+class Database:
+    """One database, by URL or through the engine of the application.
+
+    Connections are in AUTOCOMMIT; what belongs together goes into `transaction()`. Between
+    `open()` and `close()` they come from a pool, and otherwise they are opened and closed
+    for each use, so that reading works at any time and leaves nothing behind. A given engine
+    is used as it is, and never disposed.
+
+    Example:
+        >>> database = Database("sqlite:///lilota.db")
+        >>> await database.open()
+        >>> async with database.connect() as connection, transaction(connection):
+        ...     await store.insert(connection, tasks)
+        >>> await database.close()
+    """
+
+    def __init__(self, url: str | URL | None = None, *, engine: AsyncEngine | None = None) -> None:
+        if (url is None) == (engine is None):
+            raise ConfigurationError("Give either a database URL or an engine")
+        self.dialect: DialectName
+        self._target: Target | None = None
+        self._given: AsyncEngine | None = None
+        self._pooled: AsyncEngine | None = None
+        self._unpooled: AsyncEngine | None = None
+        self._work: set[asyncio.Task[Any]] = set()
+        if engine is not None:
+            self.dialect = dialect_of(engine.url)
+            self._given = engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.url = engine.url
+        elif url is not None:
+            self._target = parse_target(url)
+            self.dialect = self._target.dialect
+            self.url = self._target.url
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    async def open(self) -> None:
+        """Make the pool; the connections come when they are needed.
+
+        Raises ConfigurationError when the driver is missing or the SQLite file cannot be
+        made.
+        """
+        if self._target is not None and self._pooled is None:
+            await self._prepare_file(self._target)
+            self._pooled = await anyio.to_thread.run_sync(_create_engine, self._target, True)
+
+    async def close(self) -> None:
+        """Wait for what is under way, then close the pool with its connections."""
+        engine, self._pooled = self._pooled, None
+        with anyio.CancelScope(shield=True):
+            if self._work:
+                await asyncio.wait(self._work)
+            if engine is not None:
+                await engine.dispose()
+
+    async def undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which goes on to its end when the caller is cancelled.
+
+        A driver that is cancelled in the middle of a call has to drop its connection, if it
+        does not lose track of it.
+        """
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return await asyncio.shield(task)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """An AUTOCOMMIT connection for the time of the block, or StoreUnavailable."""
+        connection = await self.acquire()
+        try:
+            yield connection
+        finally:
+            await self.undisturbed(connection.close())
+
+    async def acquire(self) -> AsyncConnection:
+        """An AUTOCOMMIT connection that the caller closes, or StoreUnavailable."""
+        engine = await self._engine()
+        try:
+            return await engine.connect()
+        except (TypeError, ImportError) as error:
+            raise ConfigurationError(
+                f"The driver does not accept {self!r}: {self.describe(error)}"
+            ) from error
+        except Exception as error:
+            raise self.unavailable(error) from error
+
+    def translate(self, error: Exception) -> Exception:
+        """What to tell the application about `error`: a StoreError, if a driver raised it."""
+        if isinstance(error, LilotaError):
+            return error
+        if is_disconnect(error):
+            return self.unavailable(error)
+        if is_missing_table(error):
+            return SchemaMissing(
+                f"The database {self.name} has no tables of lilota; start() creates them"
+            )
+        if isinstance(error, DBAPIError):
+            return StoreError(f"The database {self.name} refused: {self.describe(error)}")
+        return error
+
+    def unavailable(self, error: BaseException) -> StoreUnavailable:
+        """The StoreUnavailable that tells about `error`."""
+        if isinstance(error, StoreUnavailable):
+            return error
+        return StoreUnavailable(
+            f"The database {self.name} cannot be used ({self.describe(error)}); "
+            "check that it is up and that its URL is right"
+        )
+
+    def describe(self, error: BaseException) -> str:
+        """The driver's error in one line, without the password."""
+        text = describe(error)
+        password = self.url.password
+        return text.replace(str(password), "***") if password else text
+
+    async def _engine(self) -> AsyncEngine:
+        engine = self._given or self._pooled
+        if engine is not None:
+            return engine
+        assert self._target is not None
+        await self._prepare_file(self._target)
+        if self._unpooled is None:
+            self._unpooled = await anyio.to_thread.run_sync(_create_engine, self._target, False)
+        return self._unpooled
+
+    async def _prepare_file(self, target: Target) -> None:
+        if target.file is not None:
+            await anyio.to_thread.run_sync(_make_private_file, target.file)
+
+
+def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
+    """An engine in AUTOCOMMIT; importing the driver may take a while."""
+    options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
+    try:
+        engine = create_async_engine(
+            target.url,
+            connect_args=target.connect_args,
+            hide_parameters=True,
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            **options,
+        )
+    except ImportError as error:
+        package = target.url.get_driver_name()
+        extra = _EXTRAS.get(package.removesuffix("_async"))
+        install = f"lilota-async[{extra}]" if extra else package
+        raise ConfigurationError(
+            f"The database driver {package!r} is not installed; run: pip install '{install}'"
+        ) from error
+    if target.dialect == "sqlite":
+        _set_pragmas(engine, target.synchronous)
+    return engine
+
+
+def _set_pragmas(engine: AsyncEngine, synchronous: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute(f"PRAGMA synchronous={synchronous}")
+        finally:
+            cursor.close()
+
+
+def _make_private_file(path: Path) -> None:
+    """Create the file for its owner only; SQLite gives its -wal and -shm the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"The directory {str(path.parent)!r} of the SQLite database does not exist; create it"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"The SQLite database {str(path)!r} cannot be opened for writing "
+            f"({error.strerror}); check the path and its permissions"
+        ) from error
+
+
+async def begin(connection: AsyncConnection) -> None:
+    """Begin a transaction that may write; on SQLite it holds the write lock from here."""
+    for statement in _BEGIN[connection.dialect.name]:
+        await connection.exec_driver_sql(statement)
+
+
+async def commit(connection: AsyncConnection) -> None:
+    """Commit what `begin()` began."""
+    await connection.exec_driver_sql("COMMIT")
+
+
+async def rollback(connection: AsyncConnection) -> None:
+    """Roll back, or drop a connection that cannot: its transaction must not live on."""
+    with anyio.CancelScope(shield=True):
+        try:
+            await connection.exec_driver_sql("ROLLBACK")
+        except Exception:
+            await discard(connection)
+
+
+async def discard(connection: AsyncConnection) -> None:
+    """Close the connection for good instead of giving it back to the pool."""
+    with anyio.CancelScope(shield=True), suppress(Exception):
+        await connection.invalidate()
+
+
+@asynccontextmanager
+async def transaction(connection: AsyncConnection) -> AsyncIterator[None]:
+    """BEGIN and COMMIT on an AUTOCOMMIT connection; ROLLBACK when the block raises."""
+    try:
+        await begin(connection)
+        yield
+        await commit(connection)
+    except Exception:
+        await rollback(connection)
+        raise
+    except BaseException:
+        # Cancelled, maybe in the middle of a statement: only the driver knows where it is.
+        await discard(connection)
+        raise

@@ -1,0 +1,68 @@
+"""The reserved connection of the writer: lost, said so once, and made again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from lilota_async.storage.database import Database, discard
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_logger = logging.getLogger("lilota_async")
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+
+class Link:
+    """One connection that comes back after the database does."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: AsyncConnection | None = None
+        self._lost_at: float | None = None
+        self._pause = 0.0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the last use of the connection went well."""
+        return self._lost_at is None
+
+    async def connect(self) -> AsyncConnection:
+        """The connection, after a pause if the last tries failed."""
+        if self._connection is None:
+            if self._pause:
+                # Not all replicas at the same moment.
+                await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            self._connection = await self._database.acquire()
+        if self._lost_at is not None:
+            await self._connection.exec_driver_sql("SELECT 1")
+            seconds = asyncio.get_running_loop().time() - self._lost_at
+            self._lost_at = None
+            self._pause = 0.0
+            _logger.info("The database is back after %.1f s", seconds)
+        return self._connection
+
+    async def lose(self, error: BaseException) -> None:
+        """Drop the connection after `error`; the first of a row is logged."""
+        if self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            _logger.warning(
+                "The database cannot be used (%s); lilota tries again until it can",
+                self._database.describe(error),
+            )
+        else:
+            self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+        await self.close(broken=True)
+
+    async def close(self, *, broken: bool = False) -> None:
+        """Give the connection back, or drop it when nobody knows what state it is in."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if broken:
+                await discard(connection)
+            await connection.close()

@@ -1,0 +1,1 @@
+"""The Alembic environment and the revisions of lilota's tables."""

@@ -1,0 +1,119 @@
+"""The tables of tasks and nodes."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the tables; where DDL is not transactional, go on where an attempt broke off."""
+    _create_task_table()
+    _create_node_table()
+    if op.get_bind().dialect.name in ("mysql", "mariadb"):
+        _create_mariadb_indexes()
+    else:
+        _create_partial_indexes()
+
+
+def downgrade() -> None:
+    """Drop everything."""
+    op.drop_table("lilota_node")
+    op.drop_table("lilota_task")
+
+
+def _table_options() -> dict[str, str]:
+    """Text that compares byte by byte, trailing spaces included."""
+    dialect = op.get_bind().dialect
+    is_mariadb = getattr(dialect, "is_mariadb", False)
+    collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+    return {"mysql_charset": "utf8mb4", "mysql_collate": collation}
+
+
+def _create_task_table() -> None:
+    op.create_table(
+        "lilota_task",
+        sa.Column("id", TaskIdType(), nullable=False),
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("status", Status(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.Column("run_at", UtcDateTime(), nullable=False),
+        sa.Column("start_date_time", UtcDateTime(), nullable=True),
+        sa.Column("end_date_time", UtcDateTime(), nullable=True),
+        sa.Column("pid", sa.BigInteger(), nullable=True),
+        sa.Column("progress_percentage", sa.Integer(), nullable=False),
+        sa.Column("input", Json(), nullable=True),
+        sa.Column("output", Json(), nullable=True),
+        sa.Column("exception", Json(), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("max_attempts", sa.Integer(), nullable=False),
+        sa.Column("interruptions", sa.Integer(), nullable=False),
+        sa.Column("timeout_seconds", sa.Float(53), nullable=True),
+        sa.Column("locked_by", TaskIdType(), nullable=True),
+        sa.Column("cancel_requested_at", UtcDateTime(), nullable=True),
+        sa.Column("tags", Json(), nullable=True),
+        sa.Column("checkpoint", Json(), nullable=True),
+        sa.Column("failures", Json(), nullable=True),
+        sa.Column("log", LONG_TEXT, nullable=True),
+        sa.Column("cpu_seconds", sa.Float(53), nullable=True),
+        sa.Column("peak_memory_bytes", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+        if_not_exists=True,
+        **_table_options(),
+    )
+
+
+def _create_node_table() -> None:
+    op.create_table(
+        "lilota_node",
+        sa.Column("id", TaskIdType(), nullable=False),
+        sa.Column("machine", sa.String(100), nullable=False),
+        sa.Column("host", sa.String(255), nullable=False),
+        sa.Column("pid", sa.BigInteger(), nullable=False),
+        sa.Column("pid_started", sa.BigInteger(), nullable=False),
+        sa.Column("started_at", UtcDateTime(), nullable=False),
+        sa.Column("last_seen_at", UtcDateTime(), nullable=False),
+        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("version", sa.String(50), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        if_not_exists=True,
+        **_table_options(),
+    )
+
+
+def _create_partial_indexes() -> None:
+    """Partial, so that finished rows, most of a table, weigh on neither claim nor takeover."""
+    _create_index(
+        "ix_lilota_task_pending", [sa.text("priority DESC"), "run_at", "id"], "status = 'pending'"
+    )
+    _create_index("ix_lilota_task_running", ["locked_by"], "status = 'running'")
+    _create_index("ix_lilota_task_unsuccessful", ["id"], "status IN ('failed', 'cancelled')")
+    _create_index("ix_lilota_task_name", ["name", "id"])
+
+
+def _create_index(name: str, columns: list[str | sa.TextClause], where: str | None = None) -> None:
+    condition = None if where is None else sa.text(where)
+    op.create_index(
+        name, "lilota_task", columns, postgresql_where=condition, sqlite_where=condition
+    )
+
+
+def _create_mariadb_indexes() -> None:
+    # MySQL has no IF NOT EXISTS for an index, so what is there is looked up.
+    present = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes("lilota_task")}
+    indexes: dict[str, list[str | sa.TextClause]] = {
+        "ix_lilota_task_pending": ["status", sa.text("priority DESC"), "run_at", "id"],
+        "ix_lilota_task_running": ["status", "locked_by"],
+        "ix_lilota_task_name": ["name", "id"],
+    }
+    for name, columns in indexes.items():
+        if name not in present:
+            op.create_index(name, "lilota_task", columns)

@@ -1,0 +1,262 @@
+"""PostgreSQL: every batch is one constant statement over arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from lilota_async.models.values import TaskId
+from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
+from lilota_async.storage.transitions import (
+    Attempt,
+    Claim,
+    ClaimedTask,
+    Finish,
+    NewTask,
+    Report,
+    Requeue,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_NOW = "statement_timestamp()"
+_FENCE = """task.id = new.id AND task.attempts = new.attempt
+    AND task.locked_by = new.node_id AND task.status = 'running'
+RETURNING new.id, new.attempt, new.node_id"""
+
+
+def _arrays(**columns: str) -> str:
+    """`unnest` of one array for each column, named `new`."""
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
+    return f"unnest({arrays}) AS new ({', '.join(columns)})"
+
+
+_INSERT = text(f"""
+INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags)
+SELECT id, name, 'pending', priority, {_NOW}, {_NOW} + make_interval(secs => delay), 0,
+    input, 0, max_attempts, 0, timeout, tags
+FROM {
+    _arrays(
+        id="uuid",
+        name="text",
+        priority="integer",
+        delay="float8",
+        input="text",
+        max_attempts="integer",
+        timeout="float8",
+        tags="text",
+    )
+}
+ON CONFLICT (id) DO NOTHING""")
+
+# The rows are picked into one array first. The update then goes by primary key whatever the
+# planner thinks of the table, and the place in the array gives each row its pid.
+_CLAIM = text(f"""
+WITH picked AS MATERIALIZED (
+    SELECT ARRAY(
+        SELECT id FROM lilota_task
+        WHERE status = 'pending' AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
+            AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
+        ORDER BY priority DESC, run_at, id
+        LIMIT cardinality(CAST(:pids AS bigint[]))
+        FOR UPDATE SKIP LOCKED
+    ) AS ids
+)
+UPDATE lilota_task AS task SET
+    status = 'running', attempts = task.attempts + 1, locked_by = CAST(:node AS uuid),
+    pid = (CAST(:pids AS bigint[]))[array_position(picked.ids, task.id)],
+    start_date_time = {_NOW}, end_date_time = NULL, progress_percentage = 0,
+    cancel_requested_at = NULL
+FROM picked WHERE task.id = ANY(picked.ids)
+RETURNING {CLAIMED_COLUMNS}, pid, array_position(picked.ids, task.id) AS place""")
+
+_FINISH = text(f"""
+UPDATE lilota_task AS task SET
+    status = new.status, end_date_time = {_NOW}, output = new.output,
+    exception = new.exception, failures = COALESCE(new.failures, task.failures),
+    progress_percentage = COALESCE(new.progress, task.progress_percentage),
+    cpu_seconds = new.cpu, peak_memory_bytes = new.memory, log = new.log
+FROM {
+    _arrays(
+        id="uuid",
+        attempt="integer",
+        node_id="uuid",
+        status="text",
+        progress="integer",
+        output="text",
+        exception="text",
+        failures="text",
+        cpu="float8",
+        memory="bigint",
+        log="text",
+    )
+}
+WHERE {_FENCE}""")
+
+_FINISHED = text(f"""
+SELECT new.id, new.attempt, new.node_id FROM lilota_task AS task
+JOIN {_arrays(id="uuid", attempt="integer", node_id="uuid", status="text")}
+ON task.id = new.id AND task.attempts = new.attempt AND task.locked_by = new.node_id
+    AND task.status = new.status""")
+
+_REQUEUE = text(f"""
+UPDATE lilota_task AS task SET
+    status = 'pending', run_at = {_NOW} + make_interval(secs => new.delay),
+    locked_by = NULL, pid = NULL, attempts = task.attempts - new.uncounted,
+    exception = COALESCE(new.exception, task.exception),
+    failures = COALESCE(new.failures, task.failures),
+    cpu_seconds = COALESCE(new.cpu, task.cpu_seconds),
+    peak_memory_bytes = COALESCE(new.memory, task.peak_memory_bytes),
+    log = COALESCE(new.log, task.log)
+FROM {
+    _arrays(
+        id="uuid",
+        attempt="integer",
+        node_id="uuid",
+        delay="float8",
+        uncounted="integer",
+        exception="text",
+        failures="text",
+        cpu="float8",
+        memory="bigint",
+        log="text",
+    )
+}
+WHERE {_FENCE}""")
+
+_REPORT = text(f"""
+UPDATE lilota_task AS task SET
+    progress_percentage = COALESCE(new.progress, task.progress_percentage),
+    checkpoint = COALESCE(new.checkpoint, task.checkpoint)
+FROM {_arrays(id="uuid", attempt="integer", node_id="uuid", progress="integer", checkpoint="text")}
+WHERE {_FENCE}""")
+
+
+class PostgresqlDialect(Dialect):
+    """PostgreSQL's own uuid and timestamptz."""
+
+    now = _NOW
+    seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
+
+    def key(self, value: UUID) -> Any:
+        return value
+
+
+class PostgresqlStore(Store):
+    """Works through asyncpg and through psycopg alike."""
+
+    one_statement_batches = True
+
+    def __init__(self) -> None:
+        super().__init__(PostgresqlDialect())
+
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+        await c.execute(
+            _INSERT,
+            {
+                "id": [task.id for task in tasks],
+                "name": [task.name for task in tasks],
+                "priority": [task.priority for task in tasks],
+                "delay": [float(task.delay_seconds) for task in tasks],
+                "input": [task.input for task in tasks],
+                "max_attempts": [task.max_attempts for task in tasks],
+                "timeout": [_float(task.timeout_seconds) for task in tasks],
+                "tags": [task.tags for task in tasks],
+            },
+        )
+
+    async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
+        parameters = {
+            "names": list(claim.names),
+            "pids": list(claim.pids),
+            "node": claim.node_id,
+            "created_before": claim.created_before,
+        }
+        rows = (await c.execute(_CLAIM, parameters)).all()
+        return [
+            claimed(row, claim, row.attempts, row.pid)
+            for row in sorted(rows, key=lambda row: row.place)
+        ]
+
+    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+        attempts = [finish.attempt for finish in finishes]
+        fence = {
+            **_fence(attempts),
+            "status": [finish.status.value for finish in finishes],
+        }
+        parameters = {
+            **fence,
+            **_outcome(finishes),
+            "progress": [finish.progress for finish in finishes],
+            "output": [finish.output for finish in finishes],
+        }
+        applied = await _attempts(c, _FINISH, parameters)
+        if not applied.issuperset(attempts):
+            applied |= await _attempts(c, _FINISHED, fence)
+        return [attempt in applied for attempt in attempts]
+
+    async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
+        attempts = [requeue.attempt for requeue in requeues]
+        parameters = {
+            **_fence(attempts),
+            **_outcome(requeues),
+            "delay": [float(requeue.delay_seconds) for requeue in requeues],
+            "uncounted": [0 if requeue.counted else 1 for requeue in requeues],
+        }
+        applied = await _attempts(c, _REQUEUE, parameters)
+        return [attempt in applied for attempt in attempts]
+
+    async def report(self, c: AsyncConnection, reports: Sequence[Report]) -> list[bool]:
+        # Of two rows for one task the database would take any: the later goes on the earlier.
+        merged: dict[Attempt, tuple[int | None, str | None]] = {}
+        for report in reports:
+            progress, checkpoint = merged.get(report.attempt, (None, None))
+            merged[report.attempt] = (
+                progress if report.progress is None else report.progress,
+                checkpoint if report.checkpoint is None else report.checkpoint,
+            )
+        parameters = {
+            **_fence(list(merged)),
+            "progress": [progress for progress, _ in merged.values()],
+            "checkpoint": [checkpoint for _, checkpoint in merged.values()],
+        }
+        applied = await _attempts(c, _REPORT, parameters)
+        return [report.attempt in applied for report in reports]
+
+
+async def _attempts(
+    c: AsyncConnection, statement: TextClause, parameters: dict[str, Any]
+) -> set[Attempt]:
+    """The attempts that the statement returns."""
+    rows = (await c.execute(statement, parameters)).all()
+    return {
+        Attempt(id=TaskId(row.id), number=row.attempt, node_id=TaskId(row.node_id)) for row in rows
+    }
+
+
+def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    return {
+        "id": [attempt.id for attempt in attempts],
+        "attempt": [attempt.number for attempt in attempts],
+        "node_id": [attempt.node_id for attempt in attempts],
+    }
+
+
+def _outcome(outcomes: Sequence[Finish] | Sequence[Requeue]) -> dict[str, Any]:
+    return {
+        "exception": [outcome.exception for outcome in outcomes],
+        "failures": [outcome.failures for outcome in outcomes],
+        "cpu": [_float(outcome.cost.cpu_seconds) for outcome in outcomes],
+        "memory": [outcome.cost.peak_memory_bytes for outcome in outcomes],
+        "log": [outcome.cost.log for outcome in outcomes],
+    }
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)

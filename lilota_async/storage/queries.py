@@ -1,0 +1,108 @@
+"""Reading tasks: rows become detached `Task` objects, usable without a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from lilota_async.errors import StoreUnavailable
+from lilota_async.models.tables import Task
+from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.database import Database
+from lilota_async.storage.failures import is_disconnect
+from lilota_async.storage.store import create_store
+
+# Each page is decoded in one go, so that its size bounds how long the event loop stands still.
+_PAGE_ROWS = 250
+# Padded to one of these, the ids of a lookup make few different statements.
+_LOOKUP_SIZES = (1, 8, 64, 512)
+
+
+async def get_task(database: Database, task_id: UUID) -> Task | None:
+    """The task with this id, or None."""
+    rows = await database.undisturbed(_read(database, select(Task).where(Task.id == task_id)))
+    return rows[0][0] if rows else None
+
+
+async def get_tasks(
+    database: Database,
+    *,
+    status: TaskStatus | None = None,
+    name: str | None = None,
+    after: UUID | None = None,
+    limit: int | None = None,
+) -> list[Task]:
+    """The tasks from old to new; the next page comes `after` the id of the last one."""
+    statement = select(Task).order_by(Task.id)
+    if status is not None:
+        statement = statement.where(Task.status == status)
+    if name is not None:
+        statement = statement.where(Task.name == name)
+    tasks: list[Task] = []
+    while limit is None or len(tasks) < limit:
+        size = _PAGE_ROWS if limit is None else min(_PAGE_ROWS, limit - len(tasks))
+        page = statement.limit(size)
+        if after is not None:
+            page = page.where(Task.id > after)
+        rows = await database.undisturbed(_read(database, page))
+        tasks.extend(row[0] for row in rows)
+        if len(rows) < size:
+            break
+        after = tasks[-1].id
+    return tasks
+
+
+async def delete_task(database: Database, task_id: UUID) -> bool:
+    """Delete a task that does not run; False when there is none. Raises TaskIsRunning."""
+    store = create_store(database)
+    async with _translated(database), database.connect() as connection:
+        return await store.delete(connection, task_id)
+
+
+async def get_states(
+    database: Database, ids: Sequence[UUID]
+) -> dict[TaskId[Any], tuple[TaskStatus, int]]:
+    """Status and progress in percent of many tasks; an id without a row is left out."""
+    states: dict[TaskId[Any], tuple[TaskStatus, int]] = {}
+    columns = select(Task.id, Task.status, Task.progress_percentage)
+    for chunk in _lookups(ids):
+        statement = columns.where(Task.id.in_(chunk))
+        for task_id, status, progress in await database.undisturbed(_read(database, statement)):
+            states[task_id] = (status, progress)
+    return states
+
+
+def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:
+    largest = _LOOKUP_SIZES[-1]
+    for start in range(0, len(ids), largest):
+        chunk = list(ids[start : start + largest])
+        size = next(size for size in _LOOKUP_SIZES if size >= len(chunk))
+        yield chunk + [chunk[-1]] * (size - len(chunk))
+
+
+async def _read(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+    """Run a select. A connection that turns out to be dead is replaced once."""
+    try:
+        try:
+            return await _rows(database, statement)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if not is_disconnect(error):
+                raise
+            return await _rows(database, statement)
+    except Exception as error:
+        raise database.translate(error) from error
+
+
+async def _rows(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+    async with (
+        database.connect() as connection,
+        AsyncSession(bind=connection, expire_on_commit=False) as session,
+    ):
+        rows: Sequence[Any] = (await session.execute(statement)).all()
+        return rows

@@ -1,0 +1,172 @@
+"""SQLite and MariaDB: a batch goes row by row through `executemany`, in one transaction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, text
+
+from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
+from lilota_async.storage.transitions import (
+    Attempt,
+    Claim,
+    ClaimedTask,
+    Finish,
+    Report,
+    Requeue,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_FENCE = "id = :id AND attempts = :attempt AND locked_by = :node AND status = 'running'"
+
+
+class RowDialect(Dialect):
+    """What the statements of a batch need besides."""
+
+    pending_table: str
+    """The table with a hint that keeps the claim on the index of pending rows."""
+    for_claim: str
+
+    @abstractmethod
+    def later(self, seconds: str) -> str:
+        """The expression for so many seconds from now."""
+
+
+class RowStore(Store):
+    """The batches, one row at a time."""
+
+    def __init__(self, dialect: RowDialect) -> None:
+        super().__init__(dialect)
+        now = dialect.now
+        self._pick = text(f"""
+            SELECT {CLAIMED_COLUMNS} FROM {dialect.pending_table}
+            WHERE status = 'pending' AND run_at <= {now} AND name IN :names
+                AND created_at <= COALESCE(:created_before, created_at)
+            ORDER BY priority DESC, run_at, id LIMIT :limit {dialect.for_claim}""").bindparams(
+            bindparam("names", expanding=True)
+        )
+        self._claim = text(f"""
+            UPDATE lilota_task SET status = 'running', attempts = attempts + 1, pid = :pid,
+                locked_by = :node, start_date_time = {now}, end_date_time = NULL,
+                progress_percentage = 0, cancel_requested_at = NULL
+            WHERE id = :id""")
+        self._finish = text(f"""
+            UPDATE lilota_task SET status = :status, end_date_time = {now}, output = :output,
+                exception = :exception, failures = COALESCE(:failures, failures),
+                progress_percentage = COALESCE(:progress, progress_percentage),
+                cpu_seconds = :cpu, peak_memory_bytes = :memory, log = :log
+            WHERE {_FENCE}""")
+        self._requeue = text(f"""
+            UPDATE lilota_task SET status = 'pending', run_at = {dialect.later(":delay")},
+                locked_by = NULL, pid = NULL, attempts = attempts - :uncounted,
+                exception = COALESCE(:exception, exception),
+                failures = COALESCE(:failures, failures),
+                cpu_seconds = COALESCE(:cpu, cpu_seconds),
+                peak_memory_bytes = COALESCE(:memory, peak_memory_bytes),
+                log = COALESCE(:log, log)
+            WHERE {_FENCE}""")
+        self._report = text(f"""
+            UPDATE lilota_task SET
+                progress_percentage = COALESCE(:progress, progress_percentage),
+                checkpoint = COALESCE(:checkpoint, checkpoint)
+            WHERE {_FENCE}""")
+        self._attempts = text("""
+            SELECT id, attempts, locked_by, status FROM lilota_task WHERE id IN :ids
+            """).bindparams(bindparam("ids", expanding=True))
+
+    async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
+        if not claim.names or not claim.pids:
+            return []
+        picked = await c.execute(
+            self._pick,
+            {
+                "names": claim.names,
+                "created_before": self.dialect.time(claim.created_before),
+                "limit": len(claim.pids),
+            },
+        )
+        chosen = list(zip(picked.all(), claim.pids, strict=False))
+        if not chosen:
+            return []
+        node = self._key(claim.node_id)
+        await c.execute(
+            self._claim, [{"id": row.id, "pid": pid, "node": node} for row, pid in chosen]
+        )
+        return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
+
+    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+        parameters = [
+            {
+                **self._fence(finish.attempt),
+                **_outcome(finish),
+                "status": finish.status.value,
+                "progress": finish.progress,
+                "output": finish.output,
+            }
+            for finish in finishes
+        ]
+        result = await c.execute(self._finish, parameters)
+        if result.rowcount == len(finishes):
+            return [True] * len(finishes)
+        wanted = [(finish.attempt, finish.status.value) for finish in finishes]
+        return await self._are_so(c, wanted)
+
+    async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
+        # One by one: afterwards the row does not tell whose attempt it was.
+        applied = []
+        for requeue in requeues:
+            parameters = {
+                **self._fence(requeue.attempt),
+                **_outcome(requeue),
+                "delay": float(requeue.delay_seconds),
+                "uncounted": 0 if requeue.counted else 1,
+            }
+            applied.append((await c.execute(self._requeue, parameters)).rowcount == 1)
+        return applied
+
+    async def report(self, c: AsyncConnection, reports: Sequence[Report]) -> list[bool]:
+        parameters = [
+            {
+                **self._fence(report.attempt),
+                "progress": report.progress,
+                "checkpoint": report.checkpoint,
+            }
+            for report in reports
+        ]
+        result = await c.execute(self._report, parameters)
+        if result.rowcount == len(reports):
+            return [True] * len(reports)
+        return await self._are_so(c, [(report.attempt, "running") for report in reports])
+
+    def _fence(self, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "id": self._key(attempt.id),
+            "attempt": attempt.number,
+            "node": self._key(attempt.node_id),
+        }
+
+    async def _are_so(
+        self, c: AsyncConnection, wanted: Sequence[tuple[Attempt, str]]
+    ) -> list[bool]:
+        """For each attempt whether its row is still its own, and has the status."""
+        ids = list({self._key(attempt.id) for attempt, _ in wanted})
+        rows = (await c.execute(self._attempts, {"ids": ids})).all()
+        found = {(row.id, row.attempts, row.locked_by, row.status) for row in rows}
+        return [
+            (self._key(attempt.id), attempt.number, self._key(attempt.node_id), status) in found
+            for attempt, status in wanted
+        ]
+
+
+def _outcome(outcome: Finish | Requeue) -> dict[str, Any]:
+    return {
+        "exception": outcome.exception,
+        "failures": outcome.failures,
+        "cpu": outcome.cost.cpu_seconds,
+        "memory": outcome.cost.peak_memory_bytes,
+        "log": outcome.cost.log,
+    }

@@ -1,0 +1,71 @@
+"""SQLite: ids as text, times as text in the format of SQLAlchemy, one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from lilota_async.storage.rows import RowDialect, RowStore
+from lilota_async.storage.transitions import NewTask
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+# SQLite has milliseconds; the zeros make the text comparable with microseconds.
+_NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+_JULIAN_NOW = "julianday('now')"
+_SECONDS_PER_DAY = "86400.0"
+
+
+class SqliteDialect(RowDialect):
+    """No row locks: `BEGIN IMMEDIATE` lets one transaction write at a time."""
+
+    now = _NOW
+    seconds_since_seen = f"({_JULIAN_NOW} - julianday(last_seen_at)) * {_SECONDS_PER_DAY}"
+    for_update = ""
+    for_claim = ""
+    pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
+
+    def later(self, seconds: str) -> str:
+        return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"
+
+    def time(self, value: datetime | None) -> Any:
+        if value is None:
+            return None
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+class SqliteStore(RowStore):
+    """The embedded default."""
+
+    def __init__(self) -> None:
+        dialect = SqliteDialect()
+        super().__init__(dialect)
+        self._insert = text(f"""
+            INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,
+                progress_percentage, input, attempts, max_attempts, interruptions,
+                timeout_seconds, tags)
+            VALUES (:id, :name, 'pending', :priority, {dialect.now}, {dialect.later(":delay")},
+                0, :input, 0, :max_attempts, 0, :timeout, :tags)
+            ON CONFLICT (id) DO NOTHING""")
+
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+        await c.execute(
+            self._insert,
+            [
+                {
+                    "id": self._key(task.id),
+                    "name": task.name,
+                    "priority": task.priority,
+                    "delay": float(task.delay_seconds),
+                    "input": task.input,
+                    "max_attempts": task.max_attempts,
+                    "timeout": task.timeout_seconds,
+                    "tags": task.tags,
+                }
+                for task in tasks
+            ],
+        )

@@ -1,0 +1,324 @@
+"""The transitions of a task's row: one method each, documented "from -> to".
+
+Every time is the database's own. A statement is constant: values are bound, never written
+into it. Whoever calls brings the connection, and with it the transaction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+
+from lilota_async.errors import TaskIsRunning
+from lilota_async.models.types import UtcDateTime
+from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.transitions import (
+    Attempt,
+    Claim,
+    ClaimedTask,
+    Finish,
+    LiveNode,
+    NewTask,
+    NodeRecord,
+    Report,
+    Requeue,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from lilota_async.storage.database import Database
+
+KEPT_FAILURES = 20
+
+
+class Dialect:
+    """What SQL expressions and values look like on one database."""
+
+    now: str
+    seconds_since_seen: str
+    for_update: str = "FOR UPDATE"
+    upsert_node: str = "ON CONFLICT (id) DO UPDATE SET last_seen_at = excluded.last_seen_at"
+
+    def key(self, value: UUID) -> Any:
+        """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
+        return value.hex
+
+    def time(self, value: datetime | None) -> Any:
+        """A time as a bound value."""
+        return value
+
+
+class Store(ABC):
+    """The transitions that need no batches, and the names of those that do."""
+
+    one_statement_batches = False
+    """Whether a batch is one statement, atomic without a transaction around it."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._key = dialect.key
+        self._statements = _statements(dialect)
+
+    @abstractmethod
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+        """nothing -> pending. An id that has a row already is left as it is."""
+
+    @abstractmethod
+    async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
+        """pending -> running, for due tasks: by priority, then how long due, then id."""
+
+    @abstractmethod
+    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+        """running -> completed, failed or cancelled; False for those fenced off.
+
+        True also when the same attempt has ended with the same status before, as in a retry
+        after the answer of a COMMIT was lost.
+        """
+
+    @abstractmethod
+    async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
+        """running -> pending; False for those fenced off, or requeued before."""
+
+    @abstractmethod
+    async def report(self, c: AsyncConnection, reports: Sequence[Report]) -> list[bool]:
+        """running -> running with progress and checkpoint; False for those fenced off."""
+
+    async def request_cancel(self, c: AsyncConnection, task_id: UUID) -> TaskStatus | None:
+        """pending -> cancelled; running -> running with a request. The status before it.
+
+        None when there is no such row. Belongs into a transaction.
+        """
+        parameters = {"id": self._key(task_id)}
+        status = (await c.execute(self._statements["locked_status"], parameters)).scalar()
+        await c.execute(self._statements["request_cancel"], parameters)
+        return _status(status)
+
+    async def cancel_requests(self, c: AsyncConnection, node_id: UUID) -> list[Attempt]:
+        """The running attempts of the node that somebody wants cancelled."""
+        rows = await c.execute(self._statements["cancel_requests"], {"node": self._key(node_id)})
+        return [
+            Attempt(id=TaskId(row.id), number=row.attempts, node_id=node_id) for row in rows.all()
+        ]
+
+    async def retry(self, c: AsyncConnection, task_id: UUID, extra_attempts: int) -> bool:
+        """completed, failed or cancelled -> pending, due now; the exception joins failures."""
+        parameters = {"id": self._key(task_id)}
+        row = (await c.execute(self._statements["failures"], parameters)).first()
+        if row is None:
+            return False
+        failures = _appended(row.failures, row.exception)
+        result = await c.execute(
+            self._statements["retry"], {**parameters, "extra": extra_attempts, "failures": failures}
+        )
+        return bool(result.rowcount == 1)
+
+    async def delete(self, c: AsyncConnection, task_id: UUID) -> bool:
+        """Anything but running -> nothing; False when there is no row, or TaskIsRunning."""
+        parameters = {"id": self._key(task_id)}
+        result = await c.execute(self._statements["delete"], parameters)
+        if result.rowcount == 1:
+            return True
+        status = (await c.execute(self._statements["status"], parameters)).scalar()
+        if status == TaskStatus.RUNNING:
+            raise TaskIsRunning(task_id)
+        return False
+
+    async def clock(self, c: AsyncConnection) -> datetime:
+        """The time of the database."""
+        row = (await c.execute(self._statements["clock"])).one()
+        time: datetime = row.now
+        return time
+
+    async def register_node(self, c: AsyncConnection, node: NodeRecord) -> None:
+        """Make the node known, seen now. A node that was removed needs a new id."""
+        await c.execute(
+            self._statements["register_node"],
+            {
+                "id": self._key(node.id),
+                "machine": node.machine,
+                "host": node.host,
+                "pid": node.pid,
+                "pid_started": node.pid_started,
+                "slots": node.slots,
+                "version": node.version,
+            },
+        )
+
+    async def heartbeat(self, c: AsyncConnection, node_id: UUID) -> bool:
+        """Seen now; False when the row is gone, since others have taken over."""
+        result = await c.execute(self._statements["heartbeat"], {"id": self._key(node_id)})
+        return bool(result.rowcount == 1)
+
+    async def remove_node(self, c: AsyncConnection, node_id: UUID) -> None:
+        """Forget the node; its running tasks, if any, are for `take_over()`."""
+        await c.execute(self._statements["remove_node"], {"id": self._key(node_id)})
+
+    async def nodes(self, c: AsyncConnection) -> list[LiveNode]:
+        """Every node that is registered."""
+        rows = await c.execute(self._statements["nodes"])
+        return [
+            LiveNode(
+                id=_uuid(row.id),
+                machine=row.machine,
+                pid=row.pid,
+                pid_started=row.pid_started,
+                silent_seconds=float(row.silent_seconds),
+            )
+            for row in rows.all()
+        ]
+
+    async def take_over(self, c: AsyncConnection, dead: Sequence[UUID]) -> int:
+        """running -> pending for what belongs to no node any more, `dead` included.
+
+        Counts an interruption on each. Returns how many rows it was; several nodes at once
+        share them. Belongs into a transaction.
+        """
+        for node_id in dead:
+            await self.remove_node(c, node_id)
+        # By owner and not by row: a row that another node takes over and claims meanwhile
+        # has a new owner then, and does not match any more.
+        rows = await c.execute(self._statements["lost_owners"])
+        taken = 0
+        for (owner,) in rows.all():
+            name = "take_over_unowned" if owner is None else "take_over"
+            parameters = {} if owner is None else {"owner": owner}
+            taken += (await c.execute(self._statements[name], parameters)).rowcount
+        return taken
+
+    async def release_unknown(
+        self, c: AsyncConnection, node_id: UUID, known: Sequence[UUID]
+    ) -> int:
+        """running -> pending for rows of the node that are not `known`, the attempt uncounted.
+
+        For a claim whose answer was lost; `known` must include what any claim under way may
+        still bring.
+        """
+        parameters = {"node": self._key(node_id)}
+        rows = await c.execute(self._statements["running_of"], parameters)
+        wanted = {UUID(int=task_id.int) for task_id in known}
+        lost = [row.id for row in rows.all() if _uuid(row.id) not in wanted]
+        released = 0
+        for task_id in lost:
+            result = await c.execute(self._statements["release"], {**parameters, "id": task_id})
+            released += result.rowcount
+        return released
+
+
+def create_store(database: Database) -> Store:
+    """The store for the dialect of `database`."""
+    if database.dialect == "postgresql":
+        from lilota_async.storage.postgresql import PostgresqlStore
+
+        return PostgresqlStore()
+    if database.dialect == "sqlite":
+        from lilota_async.storage.sqlite import SqliteStore
+
+        return SqliteStore()
+    from lilota_async.storage.mariadb import MariadbStore
+
+    return MariadbStore()
+
+
+def _statements(dialect: Dialect) -> dict[str, TextClause]:
+    now, for_update = dialect.now, dialect.for_update
+    final = "status IN ('completed', 'failed', 'cancelled')"
+    requeued = f"status = 'pending', locked_by = NULL, pid = NULL, run_at = {now}"
+    interrupted = f"SET {requeued}, interruptions = interruptions + 1 WHERE status = 'running'"
+    statements = {
+        "clock": text(f"SELECT {now} AS now").columns(now=UtcDateTime),
+        "status": "SELECT status FROM lilota_task WHERE id = :id",
+        "locked_status": f"SELECT status FROM lilota_task WHERE id = :id {for_update}",
+        # `status` is set last: MariaDB evaluates from left to right with the new values.
+        "request_cancel": f"""
+            UPDATE lilota_task SET
+                cancel_requested_at = COALESCE(cancel_requested_at, {now}),
+                end_date_time = CASE status WHEN 'pending' THEN {now} END,
+                status = CASE status WHEN 'pending' THEN 'cancelled' ELSE status END
+            WHERE id = :id AND status IN ('pending', 'running')""",
+        "cancel_requests": """
+            SELECT id, attempts FROM lilota_task WHERE status = 'running'
+            AND locked_by = :node AND cancel_requested_at IS NOT NULL""",
+        "failures": f"""
+            SELECT failures, exception FROM lilota_task WHERE id = :id AND {final} {for_update}""",
+        "retry": f"""
+            UPDATE lilota_task SET {requeued}, max_attempts = attempts + :extra,
+                end_date_time = NULL, output = NULL, cancel_requested_at = NULL,
+                progress_percentage = 0, failures = :failures, exception = NULL
+            WHERE id = :id AND {final}""",
+        "delete": "DELETE FROM lilota_task WHERE id = :id AND status <> 'running'",
+        "register_node": f"""
+            INSERT INTO lilota_node (id, machine, host, pid, pid_started, started_at,
+                last_seen_at, slots, version)
+            VALUES (:id, :machine, :host, :pid, :pid_started, {now}, {now}, :slots, :version)
+            {dialect.upsert_node}""",
+        "heartbeat": f"UPDATE lilota_node SET last_seen_at = {now} WHERE id = :id",
+        "remove_node": "DELETE FROM lilota_node WHERE id = :id",
+        "nodes": f"""
+            SELECT id, machine, pid, pid_started, {dialect.seconds_since_seen} AS silent_seconds
+            FROM lilota_node ORDER BY id""",
+        "lost_owners": """
+            SELECT DISTINCT locked_by FROM lilota_task WHERE status = 'running' AND NOT EXISTS
+                (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)""",
+        "take_over": f"UPDATE lilota_task {interrupted} AND locked_by = :owner",
+        "take_over_unowned": f"UPDATE lilota_task {interrupted} AND locked_by IS NULL",
+        "running_of": """
+            SELECT id FROM lilota_task WHERE status = 'running' AND locked_by = :node""",
+        "release": f"""
+            UPDATE lilota_task SET {requeued}, attempts = attempts - 1
+            WHERE id = :id AND status = 'running' AND locked_by = :node""",
+    }
+    return {
+        name: text(statement) if isinstance(statement, str) else statement
+        for name, statement in statements.items()
+    }
+
+
+def _status(value: str | None) -> TaskStatus | None:
+    try:
+        return None if value is None else TaskStatus(value)
+    except ValueError:  # edited by hand, or by a newer version
+        return None
+
+
+def _uuid(value: str | UUID) -> UUID:
+    return UUID(value) if isinstance(value, str) else UUID(int=value.int)
+
+
+def _appended(failures: str | None, exception: str | None) -> str | None:
+    """The list of failures with one more, its members byte for byte as they were."""
+    if exception is None:
+        return failures
+    try:
+        last = msgspec.json.decode(exception, type=msgspec.Raw)
+        earlier = msgspec.json.decode(failures or "[]", type=list[msgspec.Raw])
+    except msgspec.DecodeError:  # edited by hand: keep what is there
+        return failures
+    return msgspec.json.encode([*earlier, last][-KEPT_FAILURES:]).decode()
+
+
+def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
+    """The task of a claimed row."""
+    return ClaimedTask(
+        attempt=Attempt(id=TaskId(row.id), number=attempts, node_id=claim.node_id),
+        name=row.name,
+        pid=pid,
+        input=row.input,
+        max_attempts=row.max_attempts,
+        timeout_seconds=row.timeout_seconds,
+        tags=row.tags,
+        checkpoint=row.checkpoint,
+        failures=row.failures,
+    )
+
+
+CLAIMED_COLUMNS = (
+    "id, name, attempts, input, max_attempts, timeout_seconds, tags, checkpoint, failures"
+)

@@ -1,0 +1,133 @@
+"""What the engine asks of the store, and what it gets back: frozen values, JSON as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from lilota_async.models.values import TaskId, TaskStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTask:
+    """A row to insert as pending."""
+
+    id: TaskId
+    name: str
+    input: str | None = None
+    priority: int = 0
+    delay_seconds: float = 0.0
+    max_attempts: int = 1
+    timeout_seconds: float | None = None
+    tags: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A request for due tasks of `names`: at most one for each of `pids`."""
+
+    node_id: UUID
+    names: tuple[str, ...]
+    pids: tuple[int, ...]
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Identifies one attempt: the fence of every write after the claim."""
+
+    id: TaskId
+    number: int
+    node_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedTask:
+    """A task that the claim has made running, with what its attempt needs."""
+
+    attempt: Attempt
+    name: str
+    pid: int
+    input: str | None
+    max_attempts: int
+    timeout_seconds: float | None
+    tags: str | None
+    checkpoint: str | None
+    failures: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What an attempt used, as far as known, and the tail of what it wrote."""
+
+    cpu_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    log: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """running -> completed, failed or cancelled. `progress` None keeps the row's own."""
+
+    attempt: Attempt
+    status: TaskStatus
+    progress: int | None = None
+    output: str | None = None
+    exception: str | None = None
+    failures: str | None = None
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requeue:
+    """running -> pending, due after `delay_seconds`.
+
+    An attempt that is not `counted` never started: its number is given to the next one.
+    `extra_attempts` makes up for an attempt that the task shall not pay for.
+    """
+
+    attempt: Attempt
+    delay_seconds: float = 0.0
+    counted: bool = True
+    extra_attempts: int = 0
+    exception: str | None = None
+    failures: str | None = None
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """running -> running: progress and checkpoint; None keeps the row's own."""
+
+    attempt: Attempt
+    progress: int | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A started Lilota, as other nodes see it.
+
+    `machine` names the kernel boot and PID namespace, `pid_started` the process's own start
+    time: together they tell for certain whether the process still lives.
+    """
+
+    id: UUID
+    machine: str
+    host: str
+    pid: int
+    pid_started: int
+    slots: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveNode:
+    """A registered node; `silent_seconds` since its last heartbeat, by the database clock."""
+
+    id: UUID
+    machine: str
+    pid: int
+    pid_started: int
+    silent_seconds: float

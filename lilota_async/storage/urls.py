@@ -1,0 +1,129 @@
+"""From the URL that the application gives to one that an async driver understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from lilota_async.errors import ConfigurationError
+
+DialectName = Literal["sqlite", "postgresql", "mariadb"]
+
+_DIALECTS: dict[str, DialectName] = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "mysql": "mariadb",
+    "mariadb": "mariadb",
+}
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "mariadb": "mysql+asyncmy",
+}
+_PSYCOPG = ("postgresql+psycopg", "postgresql+psycopg_async")
+_SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_CONNECT_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the database is and how to connect to it."""
+
+    url: URL
+    dialect: DialectName
+    connect_args: dict[str, Any]
+    synchronous: str = "FULL"
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database."""
+        if self.dialect != "sqlite":
+            return None
+        return Path((self.url.database or "").removeprefix("file:"))
+
+
+def parse_target(url: str | URL) -> Target:
+    """Map `url` to an async driver, or raise ConfigurationError."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # The original error is left out: it may quote the URL with its password.
+        raise ConfigurationError(
+            "The database URL cannot be read; give one such as 'sqlite:///lilota.db' or "
+            "'postgresql://user:password@host/database' (special characters in the password "
+            "must be percent-encoded)"
+        ) from None
+    dialect = dialect_of(parsed)
+    if parsed.drivername not in _PSYCOPG:
+        parsed = parsed.set(drivername=_DRIVERS[dialect])
+    if dialect == "sqlite":
+        return _sqlite_target(parsed)
+    if dialect == "mariadb":
+        return _mariadb_target(parsed)
+    return _postgresql_target(parsed)
+
+
+def dialect_of(url: URL) -> DialectName:
+    """The dialect of `url`; ConfigurationError for a database that is not supported."""
+    dialect = _DIALECTS.get(url.get_backend_name())
+    if dialect is None:
+        raise ConfigurationError(
+            f"The database {url.get_backend_name()!r} is not supported; "
+            "use SQLite, PostgreSQL or MariaDB (MySQL)"
+        )
+    if dialect == "sqlite" and _is_in_memory(url):
+        raise ConfigurationError(
+            "An in-memory SQLite database belongs to one connection, and lilota needs several; "
+            "use a file, such as 'sqlite:///lilota.db'"
+        )
+    return dialect
+
+
+def _is_in_memory(url: URL) -> bool:
+    name = url.database or ""
+    return name in ("", ":memory:") or ":memory:" in name or url.query.get("mode") == "memory"
+
+
+def _sqlite_target(url: URL) -> Target:
+    """`?synchronous=NORMAL` trades the last commits before a power cut for speed."""
+    value = url.query.get("synchronous", "FULL")
+    synchronous = value.upper() if isinstance(value, str) else ""
+    if synchronous not in _SYNCHRONOUS:
+        raise ConfigurationError(
+            f"synchronous={value!r} in the database URL is not one of {', '.join(_SYNCHRONOUS)}"
+        )
+    url = url.difference_update_query(["synchronous"])
+    connect_args = {} if "timeout" in url.query else {"timeout": float(_CONNECT_SECONDS)}
+    return Target(url=url, dialect="sqlite", connect_args=connect_args, synchronous=synchronous)
+
+
+def _mariadb_target(url: URL) -> Target:
+    if "charset" not in url.query:
+        url = url.update_query_dict({"charset": "utf8mb4"})
+    connect_args = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
+    return Target(url=url, dialect="mariadb", connect_args=connect_args)
+
+
+def _postgresql_target(url: URL) -> Target:
+    if url.drivername in _PSYCOPG:
+        given = "connect_timeout" in url.query
+        connect_args = {} if given else {"connect_timeout": _CONNECT_SECONDS}
+        return Target(url=url, dialect="postgresql", connect_args=connect_args)
+    # The names of libpq, in which a URL of psycopg2 is written.
+    timeout = url.query.get("connect_timeout") or url.query.get("timeout") or _CONNECT_SECONDS
+    ssl = url.query.get("ssl") or url.query.get("sslmode")
+    url = url.difference_update_query(["connect_timeout", "timeout", "sslmode"])
+    if ssl:
+        url = url.update_query_dict({"ssl": ssl})
+    try:
+        seconds = float(str(timeout))
+    except ValueError:
+        raise ConfigurationError(
+            f"connect_timeout={timeout!r} in the database URL is not a number of seconds"
+        ) from None
+    return Target(url=url, dialect="postgresql", connect_args={"timeout": seconds})

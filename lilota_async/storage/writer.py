@@ -1,0 +1,322 @@
+"""Group commit: callers queue what they want written, one task writes all that waits.
+
+While one flush is under way the next one gathers, so that a lone caller waits for one
+round trip and a hundred callers share one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import anyio
+
+from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUnavailable
+from lilota_async.storage.batch import Kind, Operation, apply, payload_size, take
+from lilota_async.storage.database import Database, begin, commit, rollback
+from lilota_async.storage.failures import is_conflict, is_disconnect
+from lilota_async.storage.link import Link
+from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import (
+    Claim,
+    ClaimedTask,
+    Finish,
+    NewTask,
+    Report,
+    Requeue,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("lilota_async")
+
+_CONFLICT_TRIES = 5
+_CONFLICT_PAUSE = 0.05
+_EXPIRY_PERIOD = 0.25
+
+
+class Writer:
+    """Writes what callers queue, over one connection of its own.
+
+    Survives the loss of the database: it reconnects, and writes again what may be written
+    twice. Claims fail at once then, inserts and other calls after `store_timeout` seconds;
+    finish, requeue and report are held until `close()`. What the database refuses is a
+    StoreError, for its own caller only.
+
+    Example:
+        >>> async with Writer(database, store) as writer:
+        ...     await writer.insert([NewTask(id=TaskId(), name="add")])
+    """
+
+    def __init__(self, database: Database, store: Store, *, store_timeout: float = 30.0) -> None:
+        self._database = database
+        self._store = store
+        self._store_timeout = store_timeout
+        self._link = Link(database)
+        self._queue: list[Operation] = []
+        self._in_flight: list[Operation] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._closing = False
+        self.flushes = 0
+
+    async def __aenter__(self) -> Writer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the database answered the last time it was asked."""
+        return self._link.is_up
+
+    async def start(self) -> None:
+        """Connect and begin to write; StoreUnavailable when the database cannot be reached."""
+        self._link = Link(self._database)
+        await self._link.connect()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.create_task(self._run(), name="lilota-writer")
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Write what is queued, for at most `timeout` seconds, and disconnect."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._closing = True
+        self._wake.set()
+        with anyio.CancelScope(shield=True):
+            try:
+                # Not wait_for(), which cancels the flush when the caller is cancelled.
+                await asyncio.wait([task], timeout=timeout)
+            finally:
+                await self._end(task)
+
+    async def insert(self, tasks: Sequence[NewTask]) -> None:
+        """Commit the rows, all or none.
+
+        Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
+        database went away during the commit and did not come back in time.
+        """
+        if tasks:
+            await self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
+
+    async def claim(self, claim: Claim) -> list[ClaimedTask]:
+        """Make due tasks running; StoreUnavailable at once while the database is away."""
+        if not self._link.is_up:
+            raise StoreUnavailable("The database is away; claim again when it is back")
+        return cast("list[ClaimedTask]", await self._submit(Kind.CLAIM, claim))
+
+    async def finish(self, finish: Finish) -> bool:
+        """End an attempt; False when it is fenced off."""
+        return cast("bool", await self._submit(Kind.FINISH, finish))
+
+    async def requeue(self, requeue: Requeue) -> bool:
+        """Put an attempt back; False when it is fenced off."""
+        return cast("bool", await self._submit(Kind.REQUEUE, requeue))
+
+    async def report(self, report: Report) -> bool:
+        """Write progress and checkpoint; False when the attempt is fenced off."""
+        return cast("bool", await self._submit(Kind.REPORT, report))
+
+    async def execute(self, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run another call of the store in the next flush, in its transaction.
+
+        It may run twice when the database goes away in between. What it raises rolls the
+        transaction back, but for errors of lilota: those must come before any write.
+        """
+        return cast("T", await self._submit(Kind.EXECUTE, operation, timed=True))
+
+    async def _submit(self, kind: Kind, value: Any, *, rows: int = 1, timed: bool = False) -> Any:
+        if self._task is None or self._closing:
+            raise NotRunning("Writing to the database")
+        operation = self._operation(kind, value, rows)
+        if timed:
+            operation.deadline = asyncio.get_running_loop().time() + self._store_timeout
+        self._queue.append(operation)
+        self._wake.set()
+        return await operation.future
+
+    def _operation(self, kind: Kind, value: Any, rows: int = 1) -> Operation:
+        return Operation(
+            kind=kind,
+            value=value,
+            future=asyncio.get_running_loop().create_future(),
+            rows=rows,
+            size=payload_size(kind, value),
+        )
+
+    async def _run(self) -> None:
+        while not (self._closing and not self._queue):
+            # Without work too, a lost connection is made again: claims wait for that.
+            if not self._queue and self._link.is_up:
+                await self._wake.wait()
+            self._wake.clear()
+            self._in_flight = take(self._queue)
+            self._expiry = asyncio.get_running_loop().call_later(_EXPIRY_PERIOD, self._expire)
+            try:
+                await self._flush(self._in_flight)
+            except Exception as error:
+                # A mistake in here must not leave callers waiting for ever.
+                _logger.exception("A flush failed in an unforeseen way")
+                for operation in self._in_flight:
+                    operation.fail(error)
+            finally:
+                self._expiry.cancel()
+            self._in_flight = []
+
+    async def _flush(self, batch: list[Operation], tries: int = 1) -> None:
+        """Commit the batch; of one that cannot be committed, find the part that is to blame."""
+        try:
+            connection = await self._link.connect()
+        except Exception as error:
+            await self._lost(batch, error)
+            return
+        batch = [operation for operation in batch if not operation.is_abandoned]
+        if not batch:
+            return
+        try:
+            outcomes = await self._commit(connection, batch)
+        except Exception as error:
+            if is_disconnect(error):
+                self._suspect(batch)
+                await self._lost(batch, error)
+            elif is_conflict(error) and tries < _CONFLICT_TRIES:
+                await asyncio.sleep(random.uniform(0, _CONFLICT_PAUSE))
+                await self._flush(batch, tries + 1)
+            elif len(batch) == 1:
+                batch[0].fail(self._database.translate(error))
+            else:
+                middle = len(batch) // 2
+                await self._flush(batch[:middle])
+                await self._flush(batch[middle:])
+        else:
+            for operation, outcome in zip(batch, outcomes, strict=True):
+                self._settle(operation, outcome)
+
+    async def _commit(self, connection: AsyncConnection, batch: list[Operation]) -> list[Any]:
+        """One transaction, or one statement that is a transaction by itself."""
+        self.flushes += 1
+        for operation in batch:
+            operation.sent = True
+        committing = False
+        try:
+            if self._is_one_statement(batch):
+                committing = True
+                return await apply(self._store, connection, batch)
+            await begin(connection)
+            outcomes = await apply(self._store, connection, batch)
+            committing = True
+            await commit(connection)
+            return outcomes
+        except Exception as error:
+            if not connection.invalidated and not self._is_one_statement(batch):
+                await rollback(connection)
+            for operation in batch:
+                operation.in_doubt |= committing and is_disconnect(error)
+            raise
+        finally:
+            for operation in batch:
+                operation.sent = False
+
+    def _is_one_statement(self, batch: Sequence[Operation]) -> bool:
+        """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
+        first, last = batch[0].kind, batch[-1].kind
+        return (
+            self._store.one_statement_batches
+            and first is last
+            and first is not Kind.EXECUTE
+            and (first is not Kind.CLAIM or len(batch) == 1)
+        )
+
+    def _settle(self, operation: Operation, outcome: Any) -> None:
+        if operation.kind is Kind.CLAIM and operation.future.done():
+            # Nobody is there to run them any more, so they go back uncounted.
+            for task in outcome:
+                requeue = Requeue(attempt=task.attempt, counted=False)
+                self._queue.append(self._operation(Kind.REQUEUE, requeue))
+        elif isinstance(outcome, Exception):
+            operation.fail(outcome)
+        elif not operation.future.done():
+            operation.future.set_result(outcome)
+
+    def _suspect(self, batch: Sequence[Operation]) -> None:
+        """Note who was there when the connection broke: it may be what breaks it."""
+        for operation in batch:
+            operation.losses += 1
+
+    async def _lost(self, batch: Sequence[Operation], error: Exception) -> None:
+        """Keep the batch for later, in front of what came after it; claims fail now."""
+        await self._link.lose(error)
+        kept = []
+        for operation in batch:
+            if operation.kind is Kind.CLAIM:
+                operation.fail(self._database.unavailable(error))
+            elif operation.is_poisonous:
+                operation.fail(
+                    StoreError(
+                        "The connection to the database breaks on each try of this write; it may "
+                        f"be larger than the server accepts ({self._database.describe(error)})"
+                    )
+                )
+            else:
+                kept.append(operation)
+        if len(kept) == 1 and kept[0].is_suspicious:
+            self._queue.extend(kept)
+        else:
+            self._queue[:0] = kept
+        self._expire_due()
+
+    def _expire(self) -> None:
+        """Answer callers in time even while a call to the database hangs."""
+        self._expire_due()
+        self._expiry = asyncio.get_running_loop().call_later(_EXPIRY_PERIOD, self._expire)
+
+    def _expire_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for operation in (*self._in_flight, *self._queue):
+            if operation.deadline is not None and operation.deadline <= now:
+                operation.fail(self._unwritten(operation))
+        self._queue[:] = [operation for operation in self._queue if not operation.is_abandoned]
+
+    def _unwritten(self, operation: Operation) -> Exception:
+        if operation.kind is Kind.INSERT and (operation.sent or operation.in_doubt):
+            return ScheduleUnknown(tuple(task.id for task in operation.value))
+        return StoreUnavailable(
+            f"The database {self._database.name} did not take the write in time; "
+            "check that it is up and that its URL is right"
+        )
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        hung = not task.done()
+        left = list(dict.fromkeys([*self._in_flight, *self._queue]))
+        errors = [self._unwritten(operation) for operation in left]
+        if hung:
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
+        self._in_flight, self._queue = [], []
+        ends = sum(operation.ends_attempt for operation in left)
+        if ends:
+            _logger.warning(
+                "Closed without the database: the ends of %d attempts are not written, "
+                "so that their tasks will be taken over and may run again",
+                ends,
+            )
+        for operation, error in zip(left, errors, strict=True):
+            operation.fail(error)
+        await self._link.close(broken=hung)

@@ -1,0 +1,249 @@
+"""Looking at tasks, waiting for them, acting on them: by their ids, wherever they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from lilota_async.engine.lifecycle import Intent
+from lilota_async.errors import (
+    ConfigurationError,
+    NotRunning,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+)
+from lilota_async.models.values import Duration, TaskEvent, TaskId, TaskStatus, checked_duration
+from lilota_async.registry import Registry
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from lilota_async.models.tables import Task
+    from lilota_async.node import Node
+    from lilota_async.storage.database import Database
+
+Out = TypeVar("Out")
+
+
+class Tasks:
+    """The tasks of one database. Reading and deleting work at any time, the rest while running."""
+
+    def __init__(self, db_url: str | URL | None, engine: AsyncEngine | None) -> None:
+        self._url = db_url
+        self._engine = engine
+        self._registry = Registry()
+        self._known_database: Database | None = None
+        self._node: Node | None = None
+
+    @property
+    def registered_tasks(self) -> tuple[str, ...]:
+        """The names of the registered tasks."""
+        return tuple(self._registry)
+
+    async def get_task_by_id(self, task_id: UUID) -> Task | None:
+        """The task's row as it is now, or None.
+
+        Example:
+            >>> task = await lilota.get_task_by_id(task_id)
+            >>> print(task.status, task.progress_percentage, AddOutput(**task.output))
+        """
+        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+
+        return await queries.get_task(self._database(), _checked_id(task_id))
+
+    async def get_all_tasks(
+        self,
+        *,
+        status: TaskStatus | str | None = None,
+        name: str | None = None,
+        after: UUID | None = None,
+        limit: int | None = None,
+    ) -> list[Task]:
+        """The tasks from old to new, of this status and of this name when they are given.
+
+        `limit` and `after` page: give the id of the last task to get those that follow.
+
+        Example:
+            >>> failed = await lilota.get_all_tasks(status="failed", limit=50)
+        """
+        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+
+        return await queries.get_tasks(
+            self._database(),
+            status=None if status is None else _known_status(status),
+            name=name,
+            after=after,
+            limit=limit,
+        )
+
+    async def delete_task_by_id(self, task_id: UUID) -> bool:
+        """Delete the task's row; False when there is none.
+
+        Raises TaskIsRunning: cancel the task or wait for it first.
+        """
+        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+
+        return await queries.delete_task(self._database(), _checked_id(task_id))
+
+    async def watch(self, task_id: UUID) -> AsyncIterator[TaskEvent]:
+        """How the task is, then what happens to it on whichever node; ends with its end.
+
+        Raises TaskNotFound, and NotRunning when the task is not final yet.
+
+        Example:
+            >>> async for event in lilota.watch(task_id):
+            ...     print(event.status, event.progress_percentage)
+        """
+        if self._node is None:
+            event = _status_event(await self._existing(task_id))
+            if not event.status.is_final:
+                raise NotRunning("watch()")
+            yield event
+            return
+        async with self._node.events.subscribe(TaskId(task_id)) as subscription:
+            # Read after subscribing: nothing can happen unseen in between.
+            event = _status_event(await self._existing(task_id))
+            yield event
+            if event.status.is_final:
+                return
+            subscription.begin(event)
+            async for event in subscription:
+                yield event
+
+    async def wait(self, task_id: UUID, timeout: Duration | None = None) -> Task:
+        """Wait until the task is final, on whichever node, and return it.
+
+        Raises TaskNotFound, and TimeoutError after `timeout` seconds: the task goes on.
+        """
+        limit = None if timeout is None else checked_duration("timeout", timeout)
+        async with asyncio.timeout(limit):
+            async for _ in self.watch(task_id):
+                pass
+            return await self._existing(task_id)
+
+    async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
+        """Wait for the task and return its output, as its output model.
+
+        Raises TaskFailed or TaskCancelled, which carry the task, and what `wait()` raises.
+
+        Example:
+            >>> task_id = await lilota.schedule(add, AddInput(a=2, b=3))
+            >>> output: AddOutput = await lilota.result(task_id)
+        """
+        task = await self.wait(task_id, timeout)
+        if task.status is TaskStatus.FAILED:
+            raise TaskFailed(task)
+        if task.status is TaskStatus.CANCELLED:
+            raise TaskCancelled(task)
+        output: Any = task.output
+        if task.name in self._registry:
+            codec = self._registry[task.name].resolve().output
+            output = codec.decode(msgspec.json.encode(output))
+        return output  # type: ignore[no-any-return]
+
+    async def cancel(self, task_id: UUID, timeout: Duration | None = None) -> bool:
+        """Stop the task, on whichever node it runs. True: it is cancelled, and its process gone.
+
+        A pending task is cancelled at once. A running one is interrupted, and killed after the
+        grace period; a task in a thread or on the loop is waited for. False: the task is final
+        already, its result came first, or there is no such task.
+
+        Raises NotRunning, and TimeoutError after `timeout` seconds: the request stands.
+
+        Example:
+            >>> if await lilota.cancel(task_id): ...
+        """
+        node = self._require_node("cancel()")
+        limit = None if timeout is None else checked_duration("timeout", timeout)
+        async with asyncio.timeout(limit):
+            return await self._cancel(node, TaskId(_checked_id(task_id)))
+
+    async def _cancel(self, node: Node, task_id: TaskId[Any]) -> bool:
+        before = await node.writer.execute(lambda c: node.store.request_cancel(c, task_id))
+        if before is TaskStatus.PENDING:
+            node.dispatcher.tell(task_id, TaskStatus.CANCELLED)
+            return True
+        if before is not TaskStatus.RUNNING:
+            return False
+        attempt = node.dispatcher.find(task_id)
+        if attempt is not None:
+            attempt.stop(Intent.CANCEL)
+            await asyncio.shield(attempt.concluded)
+        try:
+            task = await self.wait(task_id)
+        except TaskNotFound:  # deleted meanwhile
+            return False
+        return task.status is TaskStatus.CANCELLED
+
+    async def retry(self, task_id: UUID) -> bool:
+        """Put a final task back to `pending`, with as many attempts as its policy gives.
+
+        Its earlier failures stay on the row. False: it is not final, or there is none.
+        Raises NotRunning.
+        """
+        node = self._require_node("retry()")
+        task = await self.get_task_by_id(task_id)
+        if task is None:
+            return False
+        known = self._registry.get(task.name)
+        attempts = known.settings.retry.max_attempts if known else 1
+        put_back = await node.writer.execute(lambda c: node.store.retry(c, task_id, attempts))
+        if put_back:
+            node.dispatcher.tell(TaskId(task_id), TaskStatus.PENDING)
+            node.dispatcher.wake()
+        return put_back
+
+    def _require_node(self, action: str) -> Node:
+        if self._node is None:
+            raise NotRunning(action)
+        self._node.check_process()
+        return self._node
+
+    def _database(self) -> Database:
+        if self._known_database is None:
+            from lilota_async.storage.database import Database  # noqa: PLC0415
+
+            self._known_database = Database(self._url, engine=self._engine)
+        return self._known_database
+
+    async def _existing(self, task_id: UUID) -> Task:
+        task = await self.get_task_by_id(task_id)
+        if task is None:
+            raise TaskNotFound(task_id)
+        return task
+
+
+def _status_event(task: Task) -> TaskEvent:
+    status = task.status
+    if not isinstance(status, TaskStatus):
+        raise ConfigurationError(
+            f"Task {task.id} has the status {status!r}, which this version does not know"
+        )
+    return TaskEvent(
+        kind="status",
+        task_id=task.id,
+        status=status,
+        progress_percentage=task.progress_percentage,
+    )
+
+
+def _checked_id(task_id: object) -> UUID:
+    if not isinstance(task_id, UUID):
+        raise ConfigurationError(
+            f"A task's id is a TaskId, not {task_id!r}; make one of a text by TaskId(text)"
+        )
+    return task_id
+
+
+def _known_status(status: TaskStatus | str) -> TaskStatus:
+    try:
+        return TaskStatus(status)
+    except ValueError:
+        known = ", ".join(TaskStatus)
+        raise ConfigurationError(f"There is no status {status!r}; there are {known}") from None

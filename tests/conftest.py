@@ -1,0 +1,36 @@
+"""Fixtures for the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.databases import BACKENDS, FAST_BACKENDS, Servers
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """lilota runs on asyncio only."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The database servers of this session."""
+    found = Servers(tmp_path_factory.mktemp("servers"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=BACKENDS)
+def database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
+    """The URL of an empty database, once for every backend."""
+    return servers.empty_database(request.param, tmp_path)
+
+
+@pytest.fixture(params=FAST_BACKENDS)
+def fast_database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
+    """The URL of an empty database, on SQLite and on PostgreSQL only."""
+    return servers.empty_database(request.param, tmp_path)

@@ -1,0 +1,291 @@
+"""The database goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+from sqlalchemy import text
+
+from lilota_async.errors import ScheduleUnknown, StoreError, StoreUnavailable
+from lilota_async.models import TaskStatus
+from lilota_async.storage.database import Database, begin, rollback
+from lilota_async.storage.migrate import migrate
+from lilota_async.storage.queries import get_task, get_tasks
+from lilota_async.storage.store import Store, create_store
+from lilota_async.storage.transitions import Claim, Finish
+from lilota_async.storage.writer import Writer
+from tests.storage.proxy import Proxy
+from tests.storage.support import NODE, claim_new, eventually, new_task, raw, row_of
+
+pytestmark = pytest.mark.anyio
+
+CLAIM_ONE = Claim(node_id=NODE, names=("add",), pids=(1,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A writer behind a proxy, and the database without it."""
+
+    proxy: Proxy
+    writer: Writer
+    direct: Database
+    store: Store
+
+
+@asynccontextmanager
+async def behind_proxy(url: str, store_timeout: float = 10.0) -> AsyncIterator[Setting]:
+    """Set it up, and close it even while the database is away."""
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite has no network")
+    direct = Database(url)
+    await direct.open()
+    await migrate(direct)
+    store = create_store(direct)
+    async with Proxy(url) as proxy:
+        database = Database(proxy.url)
+        await database.open()
+        writer = Writer(database, store, store_timeout=store_timeout)
+        await writer.start()
+        try:
+            yield Setting(proxy=proxy, writer=writer, direct=direct, store=store)
+        finally:
+            await writer.close(timeout=1.0)
+            await database.close()
+            await direct.close()
+
+
+async def test_a_killed_connection_is_replaced(
+    database: Database, writer: Writer, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An idle connection that the server ends costs one warning and no answer."""
+    caplog.set_level(logging.INFO, "lilota_async")
+    attempt = (await claim_new(database, store)).attempt
+    await kill_others(database)
+    done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
+    with anyio.fail_after(5):
+        task = new_task()
+        answers = await asyncio.gather(writer.finish(done), writer.insert([task]))
+    assert answers == [True, None]
+    assert (await row_of(database, attempt.id)).status == TaskStatus.COMPLETED
+    assert await get_task(database, task.id) is not None
+    levels = [record.levelname for record in caplog.records if record.name == "lilota_async"]
+    assert levels == ["WARNING", "INFO"]
+    assert writer.is_connected
+
+
+async def kill_others(database: Database) -> None:
+    """End all other connections to this database, at the server."""
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite has no server")
+    if database.dialect == "postgresql":
+        await raw(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        return
+    others = await raw(
+        database,
+        "SELECT id FROM information_schema.processlist"
+        " WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    )
+    for (number,) in others:
+        await raw(database, f"KILL CONNECTION {int(number)}")
+
+
+async def test_reads_survive_dead_connections(database: Database, store: Store) -> None:
+    """Those that lie in the pool are replaced without the caller's noticing."""
+    task = new_task()
+    async with Writer(database, store) as writer:
+        await writer.insert([task])
+    await kill_others(database)
+    assert await get_task(database, task.id) is not None
+
+
+async def test_writes_are_held_while_the_database_is_away(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Claims fail at once; the end of an attempt and an insert arrive when it is back."""
+    async with behind_proxy(database_url) as setting:
+        attempt = (await claim_new(setting.direct, setting.store)).attempt
+        await setting.proxy.cut()
+        done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
+        task = new_task()
+        finishing = asyncio.create_task(setting.writer.finish(done))
+        inserting = asyncio.create_task(setting.writer.insert([task]))
+        with anyio.fail_after(5):
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await setting.writer.claim(CLAIM_ONE)
+        assert not setting.writer.is_connected
+        assert not finishing.done()
+        assert not inserting.done()
+        await setting.proxy.restore()
+        with anyio.fail_after(10):
+            assert await finishing is True
+            await inserting
+            (claimed,) = await setting.writer.claim(CLAIM_ONE)
+        assert claimed.attempt.id == task.id
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+
+
+async def test_an_idle_writer_reconnects(database_url: str) -> None:
+    """With nothing to write, claims work again soon after the database is back."""
+    async with behind_proxy(database_url) as setting:
+        await setting.proxy.cut()
+        with pytest.raises(StoreUnavailable):
+            await setting.writer.claim(CLAIM_ONE)
+        await setting.proxy.restore()
+
+        async def is_back() -> bool:
+            return setting.writer.is_connected
+
+        await eventually(is_back, 10.0)
+        assert await setting.writer.claim(CLAIM_ONE) == []
+
+
+async def test_inserts_give_up_in_time(database_url: str) -> None:
+    """Nothing was written, says the error, and it stays so after the database is back."""
+    async with behind_proxy(database_url, store_timeout=0.5) as setting:
+        await setting.proxy.cut()
+        # Until the loss is noticed, a write may go out and leave its caller in doubt.
+        with pytest.raises(StoreUnavailable):
+            await setting.writer.claim(CLAIM_ONE)
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable):
+            await setting.writer.insert([new_task()])
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable):
+            await setting.writer.execute(setting.store.nodes)
+        await setting.proxy.restore()
+
+        async def is_back() -> bool:
+            return setting.writer.is_connected
+
+        await eventually(is_back, 10.0)
+        assert await get_tasks(setting.direct) == []
+
+
+async def test_a_lost_answer_is_unknown(database_url: str) -> None:
+    """The commit may have been made: the error says which id to look up."""
+    async with behind_proxy(database_url, store_timeout=0.5) as setting:
+        await setting.writer.insert([new_task()])
+        task = new_task()
+        setting.proxy.mute()
+        with anyio.fail_after(5), pytest.raises(ScheduleUnknown) as caught:
+            await setting.writer.insert([task])
+        assert caught.value.task_ids == (task.id,)
+        await setting.proxy.cut()
+
+
+async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
+    """When the database is back in time, the second try finds the first one's rows."""
+    async with behind_proxy(database_url) as setting:
+        await setting.writer.insert([new_task()])
+        (claimed,) = await setting.writer.claim(CLAIM_ONE)
+        task = new_task()
+        done = Finish(attempt=claimed.attempt, status=TaskStatus.FAILED)
+        await setting.writer.execute(setting.store.nodes)
+        setting.proxy.mute()
+        inserting = asyncio.create_task(setting.writer.insert([task]))
+        finishing = asyncio.create_task(setting.writer.finish(done))
+        with anyio.fail_after(10):
+            await setting.proxy.swallowed.wait()
+            await setting.proxy.cut()
+            await setting.proxy.restore()
+            await inserting
+            assert await finishing is True
+        assert len(await get_tasks(setting.direct)) == 2
+        row = await row_of(setting.direct, claimed.attempt.id)
+        assert (row.status, row.attempts) == (TaskStatus.FAILED, 1)
+
+
+async def test_close_gives_up_in_time(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is held is given up with a line in the log, and nothing hangs."""
+    async with behind_proxy(database_url) as setting:
+        attempt = (await claim_new(setting.direct, setting.store)).attempt
+        await setting.proxy.cut()
+        done = Finish(attempt=attempt, status=TaskStatus.COMPLETED)
+        finishing = asyncio.create_task(setting.writer.finish(done))
+        await asyncio.sleep(0)
+        with anyio.fail_after(5):
+            await setting.writer.close(timeout=0.3)
+            with pytest.raises(StoreUnavailable):
+                await finishing
+        assert "1 attempts are not written" in caplog.text
+
+
+async def test_close_gives_up_on_a_hanging_database(database_url: str) -> None:
+    """A server that does not answer any more cannot keep close() waiting."""
+    async with behind_proxy(database_url) as setting:
+        await setting.writer.insert([new_task()])
+        setting.proxy.mute()
+        inserting = asyncio.create_task(setting.writer.insert([new_task()]))
+        await setting.proxy.swallowed.wait()
+        with anyio.fail_after(8):
+            await setting.writer.close(timeout=0.3)
+            with pytest.raises(ScheduleUnknown):
+                await inserting
+
+
+async def test_start_without_a_database() -> None:
+    """It says so at once."""
+    database = Database("postgresql://user:s3cret@127.0.0.1:1/none")
+    await database.open()
+    writer = Writer(database, create_store(database))
+    with pytest.raises(StoreUnavailable):
+        await writer.start()
+    await writer.close()
+    await database.close()
+
+
+async def test_a_write_that_breaks_the_connection_fails_alone(
+    database: Database, writer: Writer
+) -> None:
+    """It is tried a few times, alone in the end; the others of its flush are written."""
+    suicides = {
+        "postgresql": "SELECT pg_terminate_backend(pg_backend_pid())",
+        "mariadb": "KILL CONNECTION_ID()",
+    }
+    if database.dialect not in suicides:
+        pytest.skip("SQLite has no server")
+    statement = text(suicides[database.dialect])
+    with anyio.fail_after(8):
+        *others, broken = await asyncio.gather(
+            *(writer.insert([new_task()]) for _ in range(5)),
+            writer.execute(lambda connection: connection.execute(statement)),
+            return_exceptions=True,
+        )
+    assert type(broken) is StoreError
+    assert others == [None] * 5
+    assert len(await get_tasks(database)) == 5
+
+
+async def test_a_locked_sqlite_file_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program that holds the write lock for long delays writes and loses none."""
+    database = Database(f"sqlite:///{tmp_path / 'lilota.db'}?timeout=0.05")
+    await database.open()
+    await migrate(database)
+    store = create_store(database)
+    async with Writer(database, store) as writer:
+        async with database.connect() as other:
+            await begin(other)
+            inserting = asyncio.create_task(writer.insert([new_task()]))
+
+            async def is_locked_out() -> bool:
+                return not writer.is_connected
+
+            await eventually(is_locked_out)
+            await rollback(other)
+        with anyio.fail_after(5):
+            await inserting
+    await database.close()
+    assert "locked" in caplog.text

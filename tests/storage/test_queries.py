@@ -1,0 +1,111 @@
+"""Reading: detached objects, pages, states, and what cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lilota_async.errors import SchemaMissing, StoreUnavailable
+from lilota_async.models import TaskId, TaskStatus
+from lilota_async.storage.database import Database
+from lilota_async.storage.queries import get_states, get_task, get_tasks
+from lilota_async.storage.store import Store
+from tests.storage.support import checked_out, claim, eventually, insert, new_task, raw, row_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_no_row_is_none(database: Database) -> None:
+    """An id that was never scheduled has no task and no state."""
+    assert await get_task(database, TaskId()) is None
+    assert await get_tasks(database) == []
+    assert await get_states(database, [TaskId()]) == {}
+    assert await get_states(database, []) == {}
+
+
+async def test_tasks_come_from_old_to_new(database: Database, store: Store) -> None:
+    """More than a page of them, in pages of the caller, and by status and name."""
+    tasks = [new_task("other" if number % 2 else "add") for number in range(600)]
+    await insert(database, store, tasks)
+    await claim(database, store, 100, names=("other",))
+    ids = [task.id for task in tasks]
+
+    assert [task.id for task in await get_tasks(database)] == ids
+    page = await get_tasks(database, limit=300)
+    assert [task.id for task in page] == ids[:300]
+    assert [task.id for task in await get_tasks(database, after=page[-1].id)] == ids[300:]
+    assert [task.id for task in await get_tasks(database, name="add")] == ids[::2]
+    running = await get_tasks(database, status=TaskStatus.RUNNING, limit=1000)
+    assert len(running) == 100
+    assert await get_tasks(database, limit=0) == []
+    assert await get_tasks(database, name="ADD") == []
+    assert await get_tasks(database, name="add ") == []
+
+
+async def test_states_of_many_tasks(database: Database, store: Store) -> None:
+    """Status and progress by id, for more ids than one statement takes."""
+    tasks = [new_task() for _ in range(700)]
+    await insert(database, store, tasks)
+    (claimed,) = await claim(database, store, 1)
+    await raw(database, "UPDATE lilota_task SET progress_percentage = 7 WHERE status = 'running'")
+    states = await get_states(database, [task.id for task in tasks])
+    assert len(states) == 700
+    assert states[claimed.attempt.id] == (TaskStatus.RUNNING, 7)
+    assert states[tasks[-1].id] == (TaskStatus.PENDING, 0)
+
+
+async def test_nonsense_in_a_row_is_readable(database: Database, store: Store) -> None:
+    """What somebody edited by hand comes back as its text and breaks nothing."""
+    task = new_task(input="1")
+    await insert(database, store, [task])
+    await raw(database, "UPDATE lilota_task SET status = 'paused', input = '{broken', tags = ''")
+    row = await row_of(database, task.id)
+    assert (row.status, row.input, row.tags) == ("paused", "{broken", "")
+    assert await claim(database, store) == []
+    assert await get_states(database, [task.id]) == {task.id: ("paused", 0)}
+
+
+async def test_no_tables_are_a_clear_error(database_url: str) -> None:
+    """Reading before the first start() says so, also when nothing is open."""
+    database = Database(database_url)
+    with pytest.raises(SchemaMissing, match="start"):
+        await get_task(database, TaskId())
+
+
+async def test_reading_works_when_closed(database: Database, store: Store) -> None:
+    """After close() a connection is made for each read, and nothing of it stays."""
+    task = new_task()
+    await insert(database, store, [task])
+    await database.close()
+    try:
+        assert (await row_of(database, task.id)).name == "add"
+    finally:
+        await database.open()
+
+
+async def test_an_unreachable_database_is_unavailable() -> None:
+    """The error names the place, and never the password."""
+    for scheme in ("postgresql", "postgresql+psycopg", "mysql"):
+        database = Database(f"{scheme}://user:s3cret@127.0.0.1:1/none")
+        assert "s3cret" not in repr(database)
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1") as caught:
+            await get_task(database, TaskId())
+        assert "s3cret" not in str(caught.value)
+
+
+async def test_cancelled_reads_leak_no_connection(database: Database, store: Store) -> None:
+    """Wherever a read is cancelled, its connection goes back or away."""
+    await insert(database, store, [new_task() for _ in range(50)])
+    for offset in range(60):
+        read = asyncio.create_task(get_tasks(database))
+        for _ in range(offset):
+            await asyncio.sleep(0)
+        read.cancel()
+        await asyncio.wait([read])
+
+    async def all_back() -> bool:
+        return checked_out(database) == 0
+
+    await eventually(all_back)
+    assert len(await get_tasks(database)) == 50
