@@ -180,7 +180,7 @@ class Lilota(Tasks):
         )
 
         def decorate(function: Function) -> Function:
-            own_name = getattr(function, "__name__", None)
+            own_name = getattr(function, "__name__", "")
             self._registry.add(
                 RegisteredTask(
                     own_name if name is None or name is function else name,

@@ -136,15 +136,15 @@ class Node:
         if not options.processes:
             return {}  # a node that only schedules
 
-        def wake() -> None:
-            self.dispatcher.wake()
+        def on_idle() -> None:
+            self.dispatcher.on_slot_free()
 
         return {
             "process": ProcessPool(
-                options.processes, wake, start_method=options.start_method, preload=PRELOAD
+                options.processes, on_idle, start_method=options.start_method, preload=PRELOAD
             ),
-            "thread": LocalPool(options.threads, wake, threads=True),
-            "loop": LocalPool(options.coroutines, wake, threads=False),
+            "thread": LocalPool(options.threads, on_idle, threads=True),
+            "loop": LocalPool(options.coroutines, on_idle, threads=False),
         }
 
     def _record(self) -> NodeRecord:

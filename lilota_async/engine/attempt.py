@@ -55,6 +55,7 @@ class Hooks:
     publish: Callable[[TaskEvent], None]
     report: Callable[[Report], Coroutine[Any, Any, Any]]
     spawn: Callable[[Coroutine[Any, Any, Any]], None]
+    observe: Callable[[str, float], None]
     progress_is_manual: bool
     grace_seconds: float
 
@@ -85,6 +86,8 @@ class RunningAttempt:
         if self._timer is not None:
             self._timer.cancel()
         self._reports.close()
+        if isinstance(ended, Outcome) and ended.seconds is not None:
+            self._hooks.observe(self.claimed.name, ended.seconds)
         succeeded = isinstance(ended, Outcome) and ended.failure is None
         if self.intent is not None and not succeeded:
             # Whatever the task has started, threads and children, ends with its process.

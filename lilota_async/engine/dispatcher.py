@@ -7,20 +7,21 @@ import contextlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
 from lilota_async.engine.attempt import Hooks, RunningAttempt, Slot
+from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.errors import StoreError
 from lilota_async.execution.cells import Unstarted
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import Registry
-from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Requeue
+from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Report, Requeue
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # the safety net: other nodes' tasks, and those that become due
@@ -31,7 +32,9 @@ logger = logging.getLogger("lilota_async")
 class Pool(Protocol):
     """The slots of one kind of executor."""
 
-    def idle(self) -> list[Slot]: ...
+    size: int
+
+    def slots(self) -> Sequence[Slot]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,8 @@ class Dispatcher:
         self._pools = pools
         self._serials = itertools.count(1)
         self._wake = asyncio.Event()
+        self._may_be_more = True
+        self._bursts = Bursts()
         self._running: dict[TaskId[Any], RunningAttempt] = {}
         self._unstarted: Counter[TaskId[Any]] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
@@ -71,6 +76,7 @@ class Dispatcher:
             publish=events.publish,
             report=self._report,
             spawn=self._spawn,
+            observe=self._bursts.observe,
             progress_is_manual=settings.progress_is_manual,
             grace_seconds=settings.grace_seconds,
         )
@@ -79,8 +85,14 @@ class Dispatcher:
         self._loop_task = asyncio.create_task(self._dispatch(), name="lilota dispatcher")
 
     def wake(self) -> None:
-        """There may be something to claim, or a slot to claim for."""
+        """There may be something to claim."""
+        self._may_be_more = True
         self._wake.set()
+
+    def on_slot_free(self) -> None:
+        """There is a slot to claim for, which matters if something was left unclaimed."""
+        if self._may_be_more or self._drained is not None:
+            self._wake.set()
 
     @property
     def is_running_anything(self) -> bool:
@@ -132,38 +144,42 @@ class Dispatcher:
             self._wake.clear()
             if self._halting:
                 return
+            self._may_be_more = False
             try:
-                claimed = sum([await self._claim_for(kind) for kind in self._pools])
+                emptied = [await self._claim_for(kind) for kind in self._pools]
             except StoreError:
                 continue  # the writer says that the database is away, once
-            nothing_left = not claimed and not self._running and not self._wake.is_set()
+            nothing_left = all(emptied) and not self._running and not self._wake.is_set()
             if nothing_left and self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
 
-    async def _claim_for(self, kind: str) -> int:
-        slots = self._pools[kind].idle()
+    async def _claim_for(self, kind: str) -> bool:
+        """Claim for the free slots of this kind; True when there was nothing to claim."""
         names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
-        if not slots or not names:
-            return 0
-        claimed = await self._claim(names, slots)
-        by_pid: dict[int, list[Slot]] = {}
-        for slot in slots:
-            by_pid.setdefault(slot.pid, []).append(slot)
-        for task in claimed:
-            self._spawn(self._attempt(task, by_pid[task.pid].pop()))
-        if len(claimed) == len(slots):
-            self.wake()  # there may be more
-        return len(claimed)
-
-    async def _claim(self, names: tuple[str, ...], slots: Iterable[Slot]) -> list[ClaimedTask]:
-        return await self._writer.claim(
+        depth = self._bursts.depth if kind == "process" else 1
+        places = _places(self._pools[kind].slots(), depth)
+        if not places or not names:
+            return not names or not self._pools[kind].size
+        claimed = await self._writer.claim(
             Claim(
                 node_id=self._settings.node_id,
                 names=names,
-                pids=tuple(slot.pid for slot in slots),
+                pids=tuple(slot.pid for slot in places),
                 created_before=self._claim_before,
             )
         )
+        if len(claimed) == len(places):
+            self.wake()  # there may be more
+        self._bursts.learn([task.name for task in claimed])
+        # The n-th task was given the n-th place.
+        run, back = self._bursts.arrange(
+            [(slot, task.name, task) for slot, task in zip(places, claimed, strict=False)]
+        )
+        for slot, task in run:
+            self._spawn(self._attempt(task, slot))
+        for task in back:
+            self._spawn(self._record(Requeue(attempt=task.attempt, counted=False)))
+        return not claimed
 
     async def _attempt(self, claimed: ClaimedTask, slot: Slot) -> None:
         task_id = claimed.attempt.id
@@ -174,7 +190,7 @@ class Dispatcher:
         status: TaskStatus | None = None
         try:
             transition = await attempt.run()
-            self.wake()  # the next claim shares the flush of this transition
+            self.on_slot_free()  # the next claim shares the flush of this transition
             if isinstance(transition, Unstarted):
                 transition = self._put_back(claimed)
             if transition is not None and await self._record(transition):
@@ -185,7 +201,8 @@ class Dispatcher:
         finally:
             del self._running[task_id]
             attempt.concluded.set_result(status)
-            self.wake()
+            if self._drained is not None:
+                self._wake.set()
 
     def _put_back(self, claimed: ClaimedTask) -> Requeue:
         """The process died before it came to the task."""
@@ -205,7 +222,7 @@ class Dispatcher:
             loop.call_later(transition.delay_seconds, self.wake)
         return await self._writer.requeue(transition)
 
-    async def _report(self, report: Any) -> None:
+    async def _report(self, report: Report) -> None:
         with contextlib.suppress(StoreError):
             await self._writer.report(report)
 
@@ -219,6 +236,15 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _places(slots: Sequence[Slot], depth: int) -> list[Slot]:
+    """One entry for each task to claim: the slots in turn, so that all get some.
+
+    A slot gets the next burst when half of the last one is done, not to stand still between.
+    """
+    open_slots = [slot for slot in slots if not slot.load or slot.load <= depth // 2]
+    return open_slots * depth
 
 
 def _status_after(transition: Finish | Requeue) -> TaskStatus:

@@ -128,6 +128,7 @@ def _failure(end: End) -> Failure:
         return _stopped("memory", "MemoryLimit", message, ended, _CRASHED)
     if isinstance(ended, Outcome):
         return Failure(exception=ended.failure or {}, lineage=ended.lineage)
+    assert isinstance(ended, Crash)
     how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
     message = f"the task's process ended with {how} while the task was running"
     if end.out_of_memory:
@@ -138,12 +139,10 @@ def _failure(end: End) -> Failure:
 
 
 def _stopped(
-    kind: str, name: str, message: str, ended: Outcome | Crash, lineage: tuple[str, ...]
+    kind: str, name: str, message: str, ended: Ended, lineage: tuple[str, ...]
 ) -> Failure:
     traceback = ended.failure["traceback"] if isinstance(ended, Outcome) and ended.failure else ""
     exception = {"kind": kind, "type": name, "message": message, "traceback": traceback}
-    if kind == "memory":
-        exception["peak_memory_bytes"] = ended.peak_memory_bytes
     return Failure(exception=exception, lineage=lineage)
 
 

@@ -146,15 +146,16 @@ class LocalPool:
     """Slots in this process for `size` tasks at a time."""
 
     def __init__(self, size: int, on_idle: Callable[[], None], *, threads: bool) -> None:
+        self.size = size
         self._threads = ThreadPoolExecutor(size, "lilota-task") if threads and size else None
         self._slots: list[LocalSlot] = [
             LoopSlot(on_idle) if self._threads is None else ThreadSlot(on_idle, self._threads)
             for _ in range(size)
         ]
 
-    def idle(self) -> list[LocalSlot]:
-        """The slots that have nothing to do."""
-        return [slot for slot in self._slots if not slot.load]
+    def slots(self) -> list[LocalSlot]:
+        """All of them."""
+        return self._slots
 
     async def start(self) -> None:
         """Nothing has to come up."""

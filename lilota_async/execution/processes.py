@@ -43,9 +43,9 @@ class ProcessPool:
         self._closing = False
         self._failures = 0
 
-    def idle(self) -> list[Cell]:
-        """The cells that are up and have nothing to do."""
-        return [cell for cell in self._cells if cell.is_usable and not cell.load]
+    def slots(self) -> list[Cell]:
+        """The cells that are up."""
+        return [cell for cell in self._cells if cell.is_usable]
 
     async def start(self) -> None:
         """Bring all processes up; WorkerStartFailed when one cannot come up."""

@@ -93,6 +93,7 @@ class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     interrupted: bool = False
     progress: int | None = None
     retry_delay: float | None = None
+    seconds: float | None = None
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
 

@@ -20,6 +20,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar, copy_context
 from multiprocessing.connection import Connection
@@ -143,6 +144,7 @@ class Worker:
         self._send(report)
 
     def _measured(self, call: Call) -> Outcome:
+        started = time.monotonic()
         before = _cpu_seconds()
         self._peak.reset()
         # A context of its own: what a task leaves in context variables ends with it.
@@ -150,6 +152,7 @@ class Worker:
         return msgspec.structs.replace(
             outcome,
             interrupted=outcome.interrupted or self._interrupted == call.serial,
+            seconds=time.monotonic() - started,
             cpu_seconds=_cpu_seconds() - before,
             peak_memory_bytes=self._peak.read(),
         )

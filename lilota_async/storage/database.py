@@ -33,13 +33,14 @@ __all__ = ["Database", "begin", "commit", "is_disconnect", "rollback", "transact
 T = TypeVar("T")
 
 _EXTRAS = {"asyncmy": "mysql", "psycopg": "psycopg"}
+# Without gap locks, so that a claim keeps nobody from inserting.
+_BEGIN_MARIADB = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION")
 _BEGIN = {
     "sqlite": ("BEGIN IMMEDIATE",),
     "postgresql": ("BEGIN",),
-    # Without gap locks, so that a claim keeps nobody from inserting.
-    "mysql": ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"),
+    "mysql": _BEGIN_MARIADB,
+    "mariadb": _BEGIN_MARIADB,
 }
-_BEGIN["mariadb"] = _BEGIN["mysql"]
 
 
 class Database:

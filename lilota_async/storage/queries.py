@@ -58,9 +58,7 @@ async def get_tasks(
 
 async def delete_task(database: Database, task_id: UUID) -> bool:
     """Delete a task that does not run; False when there is none. Raises TaskIsRunning."""
-    store = create_store(database)
-    async with _translated(database), database.connect() as connection:
-        return await store.delete(connection, task_id)
+    return await database.undisturbed(_delete(database, task_id))
 
 
 async def get_states(
@@ -74,6 +72,14 @@ async def get_states(
         for task_id, status, progress in await database.undisturbed(_read(database, statement)):
             states[task_id] = (status, progress)
     return states
+
+
+async def _delete(database: Database, task_id: UUID) -> bool:
+    try:
+        async with database.connect() as connection:
+            return await create_store(database).delete(connection, task_id)
+    except Exception as error:
+        raise database.translate(error) from error
 
 
 def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:

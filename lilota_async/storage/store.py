@@ -66,6 +66,7 @@ class Store(ABC):
         self.dialect = dialect
         self._key = dialect.key
         self._statements = _statements(dialect)
+        self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     @abstractmethod
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
@@ -133,7 +134,7 @@ class Store(ABC):
 
     async def clock(self, c: AsyncConnection) -> datetime:
         """The time of the database."""
-        row = (await c.execute(self._statements["clock"])).one()
+        row = (await c.execute(self._clock)).one()
         time: datetime = row.now
         return time
 
@@ -233,7 +234,6 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
     requeued = f"status = 'pending', locked_by = NULL, pid = NULL, run_at = {now}"
     interrupted = f"SET {requeued}, interruptions = interruptions + 1 WHERE status = 'running'"
     statements = {
-        "clock": text(f"SELECT {now} AS now").columns(now=UtcDateTime),
         "status": "SELECT status FROM lilota_task WHERE id = :id",
         "locked_status": f"SELECT status FROM lilota_task WHERE id = :id {for_update}",
         # `status` is set last: MariaDB evaluates from left to right with the new values.
@@ -275,10 +275,7 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             UPDATE lilota_task SET {requeued}, attempts = attempts - 1
             WHERE id = :id AND status = 'running' AND locked_by = :node""",
     }
-    return {
-        name: text(statement) if isinstance(statement, str) else statement
-        for name, statement in statements.items()
-    }
+    return {name: text(statement) for name, statement in statements.items()}
 
 
 def _status(value: str | None) -> TaskStatus | None:

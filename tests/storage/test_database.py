@@ -116,10 +116,14 @@ async def test_a_transaction_commits_or_rolls_back(database: Database) -> None:
     store = create_store(database)
     kept, lost = new_task(), new_task()
     await insert(database, store, [kept])
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with database.connect() as connection, transaction(connection):
             await store.insert(connection, [lost])
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert await raw(database, "SELECT count(*) FROM lilota_task") == [(1,)]
     async with database.connect() as connection:
         await store.insert(connection, [lost])

@@ -14,7 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Float, Numeric, inspect
+from sqlalchemy import Connection, Float, inspect
+from sqlalchemy.dialects.mysql import DOUBLE
 
 import lilota_async.storage.migrate as module
 from lilota_async.errors import SchemaMissing, SchemaTooNew, StoreUnavailable
@@ -68,7 +69,7 @@ async def test_the_tables_are_those_of_the_models(database: Database) -> None:
         _context: Any, _inspected: Any, _mapped: Any, inspected_type: Any, mapped_type: Any
     ) -> bool | None:
         # MariaDB calls it DOUBLE; None leaves all others to Alembic.
-        both_floats = isinstance(inspected_type, Numeric) and isinstance(mapped_type, Float)
+        both_floats = isinstance(inspected_type, DOUBLE) and isinstance(mapped_type, Float)
         return False if both_floats else None
 
     def is_ours(name: str | None, kind: str, _parents: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC
 from uuid import UUID
 
 import pytest
@@ -69,6 +70,18 @@ async def test_a_heartbeat_ends_the_silence(database: Database, store: Store) ->
     async with transacting(database) as connection:
         assert await store.heartbeat(connection, NODE)
     assert await silence() < 0.2
+
+
+async def test_the_clock_is_that_of_the_rows(database: Database, store: Store) -> None:
+    """Aware UTC, and comparable with what the rows say."""
+    async with database.connect() as connection:
+        before = await store.clock(connection)
+    task = new_task()
+    await insert(database, store, [task])
+    async with database.connect() as connection:
+        after = await store.clock(connection)
+    assert before.tzinfo is UTC
+    assert before <= (await row_of(database, task.id)).created_at <= after
 
 
 async def test_take_over_requeues_the_tasks_of_the_dead(database: Database, store: Store) -> None:

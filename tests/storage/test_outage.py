@@ -72,7 +72,7 @@ async def test_a_killed_connection_is_replaced(
     with anyio.fail_after(5):
         task = new_task()
         answers = await asyncio.gather(writer.finish(done), writer.insert([task]))
-    assert answers == [True, None]
+    assert list(answers) == [True, None]
     assert (await row_of(database, attempt.id)).status == TaskStatus.COMPLETED
     assert await get_task(database, task.id) is not None
     levels = [record.levelname for record in caplog.records if record.name == "lilota_async"]

@@ -90,10 +90,10 @@ async def test_many_rows_go_in_together(database: Database, store: Store) -> Non
 
 
 async def test_cancel_of_a_pending_task_ends_it(database: Database, store: Store) -> None:
-    """It is cancelled at once, and no node claims it."""
+    """It is cancelled at once, and no node claims it; the answer is what it was before."""
     task = new_task()
     await insert(database, store, [task])
-    assert await cancel(database, store, task.id) == TaskStatus.CANCELLED
+    assert await cancel(database, store, task.id) == TaskStatus.PENDING
     row = await row_of(database, task.id)
     assert (row.status, row.end_date_time is not None) == (TaskStatus.CANCELLED, True)
     assert await claim(database, store) == []

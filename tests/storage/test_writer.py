@@ -71,7 +71,7 @@ async def test_fenced_operations_are_false(writer: Writer) -> None:
         writer.requeue(Requeue(attempt=attempt)),
         writer.report(Report(attempt=attempt, progress=1)),
     )
-    assert answers == [False, False, False]
+    assert list(answers) == [False, False, False]
 
 
 async def test_a_large_flush_is_split(database: Database, writer: Writer) -> None:

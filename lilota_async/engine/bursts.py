@@ -1,0 +1,77 @@
+"""How many tasks a cell gets at once: one, unless tasks prove shorter than their dispatch.
+
+Pure policy. A burst forms only while everything that is claimed is known to be short; the
+first claim that brings something else ends that, and what would have to wait goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+SHORT_SECONDS = 0.002
+BURST_SECONDS = 0.02  # the longest that a task should wait for its turn in a burst
+LARGEST_BURST = 32
+SAMPLES_BEFORE_TRUST = 8
+WEIGHT_OF_NEWEST = 0.2
+
+T = TypeVar("T")
+
+
+class Bursts:
+    """What is known of how long tasks take, by name, and what follows for the next claim."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._samples: dict[str, int] = {}
+        self._last_was_short = False
+        self._slowest_of_last = 0.0
+
+    def observe(self, name: str, seconds: float) -> None:
+        """An attempt of this task took so long."""
+        known = self._seconds.get(name)
+        if known is None:
+            self._seconds[name] = seconds
+        elif seconds > known * 10:  # believed at once: better a short burst than a long wait
+            self._seconds[name] = seconds
+        else:
+            self._seconds[name] = known + WEIGHT_OF_NEWEST * (seconds - known)
+        self._samples[name] = self._samples.get(name, 0) + 1
+
+    def is_short(self, name: str) -> bool:
+        """Whether tasks of this name may share a burst."""
+        trusted = self._samples.get(name, 0) >= SAMPLES_BEFORE_TRUST
+        return trusted and self._seconds[name] <= SHORT_SECONDS
+
+    @property
+    def depth(self) -> int:
+        """How many tasks to claim for each cell."""
+        if not self._last_was_short:
+            return 1
+        slowest = max(self._slowest_of_last, BURST_SECONDS / LARGEST_BURST)
+        return max(1, int(BURST_SECONDS / slowest))
+
+    def learn(self, names: Sequence[str]) -> None:
+        """A claim brought tasks of these names."""
+        if names:
+            self._last_was_short = all(self.is_short(name) for name in set(names))
+            self._slowest_of_last = max(self._seconds.get(name, 0.0) for name in names)
+
+    def arrange(
+        self, claimed: Sequence[tuple[Hashable, str, T]]
+    ) -> tuple[list[tuple[Hashable, T]], list[T]]:
+        """Of (cell, name, task): what to run where, in order, and what has to go back.
+
+        A cell runs its short tasks first and then at most one that is not.
+        """
+        run: list[tuple[Hashable, T]] = []
+        last: dict[Hashable, T] = {}
+        back: list[T] = []
+        for cell, name, task in claimed:
+            if self.is_short(name):
+                run.append((cell, task))
+            elif cell in last:
+                back.append(task)
+            else:
+                last[cell] = task
+        return run + list(last.items()), back
