@@ -24,14 +24,18 @@ from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress, ch
 from lilota_async.options import (
     Executor,
     NodeOptions,
+    OnInterrupt,
     RegisterOptions,
     ScheduleOptions,
     StartMethod,
+    check_choice,
     checked_count,
+    checked_priority,
+    checked_size,
     usable_cpus,
 )
 from lilota_async.registry import RegisteredTask, Settings, TaskFunction, encode_tags
-from lilota_async.tasks import Tasks
+from lilota_async.tasks import Tasks, checked_id
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -63,8 +67,13 @@ class Lilota(Tasks):
         set_progress_manually: Leave the progress at what the task has set, instead of
             setting it to 100 at the end.
         migrate: Let `start()` create and upgrade the tables; False only checks them.
+        notify: Use LISTEN and NOTIFY on PostgreSQL; False behind PgBouncer in transaction
+            mode, where nodes poll every second.
         lease: Time without a sign of life after which a node's tasks are taken over.
         grace: Time between the soft interruption of a task and its kill.
+        recycle_after: A task process is replaced after so many tasks; 0: never.
+        recycle_growth: A task process is replaced when its resident memory has grown by so
+            much since its start; None: never.
         store_timeout: How long `schedule()` waits for a database that is away.
         stop_timeout: How long `lifespan` lets tasks run on when the application stops.
         max_payload_bytes: The largest input or output, as JSON.
@@ -93,8 +102,11 @@ class Lilota(Tasks):
         number_of_coroutines: int = 100,
         set_progress_manually: bool = False,
         migrate: bool = True,
+        notify: bool = True,
         lease: Duration = 30.0,
         grace: Duration = 2.0,
+        recycle_after: int = 10_000,
+        recycle_growth: int | str | None = "512MiB",
         store_timeout: Duration = 30.0,
         stop_timeout: Duration = 10.0,
         max_payload_bytes: int = DEFAULT_LIMIT,
@@ -104,14 +116,21 @@ class Lilota(Tasks):
             raise ConfigurationError("Lilota takes db_url= or engine=, not both; leave one out")
         if number_of_processes is None:
             number_of_processes = usable_cpus()
+        if start_method is not None:
+            check_choice("start_method", start_method, StartMethod)
         self._options = NodeOptions(
             processes=checked_count("number_of_processes", number_of_processes),
             threads=checked_count("number_of_threads", number_of_threads),
             coroutines=checked_count("number_of_coroutines", number_of_coroutines),
             progress_is_manual=set_progress_manually,
             migrate=migrate,
+            notify=notify,
             lease_seconds=checked_duration("lease", lease, least=MIN_LEASE_SECONDS),
             grace_seconds=checked_duration("grace", grace),
+            recycle_after=checked_count("recycle_after", recycle_after),
+            recycle_growth_bytes=(
+                None if recycle_growth is None else checked_size("recycle_growth", recycle_growth)
+            ),
             store_timeout=checked_duration("store_timeout", store_timeout),
             start_method=start_method,
         )
@@ -147,6 +166,9 @@ class Lilota(Tasks):
         priority: int = 0,
         timeout: Duration | None = None,
         retry: Retry = NO_RETRY,
+        max_memory: int | str | None = None,
+        on_interrupt: OnInterrupt = "requeue",
+        max_interruptions: int = 3,
     ) -> Any:
         """Make a function a task; it is returned as it is.
 
@@ -162,6 +184,10 @@ class Lilota(Tasks):
             priority: Tasks of a higher priority are started first.
             timeout: The longest an attempt may take, from the start of the task's code.
             retry: When a failed attempt is followed by another; never by default.
+            max_memory: The most that an attempt and the processes it starts may use, in bytes
+                or as "512MiB"; beyond it they are killed. Only with `executor="process"`.
+            on_interrupt: What follows when the application dies during an attempt: `requeue`
+                runs the task again, up to `max_interruptions` times; `fail` fails it.
 
         Raises:
             AlreadyRegistered: The name is taken.
@@ -172,11 +198,15 @@ class Lilota(Tasks):
             >>> @lilota.register("report", timeout=60)
             ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
         """
+        check_choice("executor", executor, Executor)
         settings = Settings(
             executor=executor,
-            priority=priority,
+            priority=checked_priority(priority),
             timeout_seconds=None if timeout is None else checked_duration("timeout", timeout),
             retry=retry,
+            max_memory_bytes=None if max_memory is None else checked_size("max_memory", max_memory),
+            on_interrupt=on_interrupt,
+            max_interruptions=checked_count("max_interruptions", max_interruptions),
         )
 
         def decorate(function: Function) -> Function:
@@ -249,22 +279,25 @@ class Lilota(Tasks):
         traceback: TracebackType | None,
     ) -> None:
         """Finish what was accepted; after an exception only what runs."""
-        await self.stop(drain=error is None)
+        if self.is_running:
+            await self.stop(drain=error is None)
 
     @asynccontextmanager
-    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+    async def lifespan(self, _app: object = None) -> AsyncIterator[dict[str, Any]]:
         """Start and stop with a Starlette or FastAPI application.
 
-        At the end only running tasks are finished, for `stop_timeout` at most.
+        Handlers find the Lilota as `request.state.lilota`. At the end only running tasks are
+        finished, for `stop_timeout` at most.
 
         Example:
             >>> app = FastAPI(lifespan=lilota.lifespan)
         """
         await self.start()
         try:
-            yield
+            yield {"lilota": self}
         finally:
-            await self.stop(drain=False, timeout=self._stop_timeout)
+            if self.is_running:
+                await self.stop(drain=False, timeout=self._stop_timeout)
 
     @overload
     async def schedule(
@@ -355,10 +388,10 @@ class Lilota(Tasks):
         if timeout is not None:
             limit = checked_duration("timeout", timeout)
         return NewTask(
-            id=TaskId() if task_id is None else task_id,
+            id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
             name=registered.name,
             input=registered.encode_input(input),
-            priority=settings.priority if priority is None else priority,
+            priority=settings.priority if priority is None else checked_priority(priority),
             max_attempts=settings.retry.max_attempts,
             timeout_seconds=limit,
             tags=encode_tags(tags),

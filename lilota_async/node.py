@@ -23,6 +23,7 @@ from lilota_async.registry import Registry
 from lilota_async.storage import queries
 from lilota_async.storage.database import Database
 from lilota_async.storage.migrate import check, migrate
+from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.store import create_store
 from lilota_async.storage.transitions import NewTask, NodeRecord
 from lilota_async.storage.writer import Writer
@@ -50,22 +51,29 @@ class Node:
                 node_id=self.id,
                 progress_is_manual=options.progress_is_manual,
                 grace_seconds=options.grace_seconds,
-                read_clock=self.store.clock,
+                is_notified=self._is_notified,
             ),
             registry,
             self.writer,
+            self.store,
             self.events,
             pools,
         )
         self._recovery = Recovery(
             self._record(),
             options.lease_seconds,
+            registry,
             self.writer,
             self.store,
             on_taken_over=self.dispatcher.wake,
             on_lease_lost=self.dispatcher.abandon,
         )
-        self._cancel_requests = CancelRequests(self.id, self.dispatcher, self.writer, self.store)
+        self._cancel_requests = CancelRequests(
+            self.id, self.dispatcher, self.writer, self.store, self._is_notified
+        )
+        self._notifications: Notifications | None = None
+        if options.notify and database.dialect == "postgresql":
+            self._notifications = Notifications(database, self._on_notify)
         self._parts = AsyncExitStack()
         self._accepting = False
         self._inserting = 0
@@ -87,6 +95,9 @@ class Node:
             parts.push_async_callback(self._recovery.close)
             self._cancel_requests.start()
             parts.push_async_callback(self._cancel_requests.close)
+            if self._notifications is not None:
+                self._notifications.start()
+                parts.push_async_callback(self._notifications.close)
             self.dispatcher.start()
             self._accepting = True
             self._parts = parts.pop_all()
@@ -130,6 +141,14 @@ class Node:
             self._inserting -= 1
             self._inserted.set()
         self.dispatcher.wake()
+
+    def _is_notified(self) -> bool:
+        return self._notifications is not None and self._notifications.is_up
+
+    def _on_notify(self) -> None:
+        self.store.has_listeners = True  # somebody spoke, who will want to hear as well
+        self.dispatcher.wake()
+        self._cancel_requests.wake()
 
     def _create_pools(self) -> dict[str, Any]:
         options = self._options

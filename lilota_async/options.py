@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1000), ("b", 1000), ("i", 1024), ("ib", 1024))
+}
 Executor = Literal["process", "thread", "loop"]
+OnInterrupt = Literal["requeue", "fail"]
 StartMethod = Literal["forkserver", "spawn"]
+PRIORITIES = range(-(2**31), 2**31)  # what a column of the databases holds
 
 
 def checked_count(name: str, value: object) -> int:
@@ -19,6 +28,34 @@ def checked_count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ConfigurationError(f"{name} must be a whole number from 0 on, not {value!r}")
     return value
+
+
+def checked_size(name: str, value: object) -> int:
+    """A size in bytes, of a number or a text such as "512MiB" or "1.5 GB"."""
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found:
+        size = int(float(found[1]) * _UNITS[found[2].lower()])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise ConfigurationError(f'{name} must be bytes or a text like "512MiB", not {value!r}')
+    if size <= 0:
+        raise ConfigurationError(f"{name} must be more than nothing, not {value!r}")
+    return size
+
+
+def checked_priority(value: object) -> int:
+    """A priority that every database can hold; ConfigurationError otherwise."""
+    if not isinstance(value, int) or value not in PRIORITIES:
+        raise ConfigurationError(f"priority must be a whole number of 32 bits, not {value!r}")
+    return value
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise ConfigurationError unless `value` is among the texts of a Literal."""
+    if value not in get_args(choices):
+        known = " or ".join(repr(choice) for choice in get_args(choices))
+        raise ConfigurationError(f"{name} must be {known}, not {value!r}")
 
 
 def usable_cpus() -> int:
@@ -38,6 +75,9 @@ class RegisterOptions(TypedDict, total=False):
     priority: int
     timeout: Duration | None
     retry: Retry
+    max_memory: int | str | None
+    on_interrupt: OnInterrupt
+    max_interruptions: int
 
 
 class ScheduleOptions(TypedDict, total=False):
@@ -58,7 +98,10 @@ class NodeOptions:
     coroutines: int
     progress_is_manual: bool
     migrate: bool
+    notify: bool
     lease_seconds: float
     grace_seconds: float
+    recycle_after: int
+    recycle_growth_bytes: int | None
     store_timeout: float
     start_method: StartMethod | None

@@ -20,7 +20,7 @@ from lilota_async.errors import (
     UnknownTask,
 )
 from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress
-from lilota_async.options import Executor
+from lilota_async.options import Executor, OnInterrupt
 
 Argument = Literal["input", "progress"]
 TaskFunction = Callable[..., Any]
@@ -48,6 +48,9 @@ class Settings:
     priority: int = 0
     timeout_seconds: float | None = None
     retry: Retry = Retry(max_attempts=1)
+    max_memory_bytes: int | None = None
+    on_interrupt: OnInterrupt = "requeue"
+    max_interruptions: int = 3
 
 
 class RegisteredTask:
@@ -210,7 +213,7 @@ def reference_of(name: str, function: TaskFunction) -> str:
         raise ConfigurationError(f"Task {name!r} is no function but {function!r}")
     module = getattr(function, "__module__", None)
     qualname = getattr(function, "__qualname__", None)
-    if not module or not qualname or "<" in qualname:
+    if not module or not qualname or "<" in qualname or inspect.ismethod(function):
         raise ConfigurationError(
             f"Task {name!r} is {qualname or function!r}, which a task process cannot import; "
             "define it with 'def' at the top level of a module"

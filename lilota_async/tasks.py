@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from lilota_async.errors import (
     TaskNotFound,
 )
 from lilota_async.models.values import Duration, TaskEvent, TaskId, TaskStatus, checked_duration
+from lilota_async.options import checked_count
 from lilota_async.registry import Registry
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class Tasks:
         """
         from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
 
-        return await queries.get_task(self._database(), _checked_id(task_id))
+        return await queries.get_task(self._database(), checked_id(task_id))
 
     async def get_all_tasks(
         self,
@@ -78,8 +80,8 @@ class Tasks:
             self._database(),
             status=None if status is None else _known_status(status),
             name=name,
-            after=after,
-            limit=limit,
+            after=None if after is None else checked_id(after),
+            limit=None if limit is None else checked_count("limit", limit),
         )
 
     async def delete_task_by_id(self, task_id: UUID) -> bool:
@@ -89,7 +91,7 @@ class Tasks:
         """
         from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
 
-        return await queries.delete_task(self._database(), _checked_id(task_id))
+        return await queries.delete_task(self._database(), checked_id(task_id))
 
     async def watch(self, task_id: UUID) -> AsyncIterator[TaskEvent]:
         """How the task is, then what happens to it on whichever node; ends with its end.
@@ -100,20 +102,9 @@ class Tasks:
             >>> async for event in lilota.watch(task_id):
             ...     print(event.status, event.progress_percentage)
         """
-        if self._node is None:
-            event = _status_event(await self._existing(task_id))
-            if not event.status.is_final:
-                raise NotRunning("watch()")
-            yield event
-            return
-        async with self._node.events.subscribe(TaskId(task_id)) as subscription:
-            # Read after subscribing: nothing can happen unseen in between.
-            event = _status_event(await self._existing(task_id))
-            yield event
-            if event.status.is_final:
-                return
-            subscription.begin(event)
-            async for event in subscription:
+        async with self._follow(task_id, "watch()") as (task, events):
+            yield _status_event(task)
+            async for event in events:
                 yield event
 
     async def wait(self, task_id: UUID, timeout: Duration | None = None) -> Task:
@@ -123,8 +114,11 @@ class Tasks:
         """
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
-            async for _ in self.watch(task_id):
-                pass
+            async with self._follow(task_id, "wait()") as (task, events):
+                if _status_event(task).status.is_final:
+                    return task
+                async for _ in events:
+                    pass
             return await self._existing(task_id)
 
     async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
@@ -162,7 +156,7 @@ class Tasks:
         node = self._require_node("cancel()")
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
-            return await self._cancel(node, TaskId(_checked_id(task_id)))
+            return await self._cancel(node, TaskId(checked_id(task_id)))
 
     async def _cancel(self, node: Node, task_id: TaskId[Any]) -> bool:
         before = await node.writer.execute(lambda c: node.store.request_cancel(c, task_id))
@@ -199,6 +193,25 @@ class Tasks:
             node.dispatcher.wake()
         return put_back
 
+    @asynccontextmanager
+    async def _follow(
+        self, task_id: UUID, action: str
+    ) -> AsyncIterator[tuple[Task, AsyncIterator[TaskEvent]]]:
+        """The task as it is, and the events that follow; none when it is final."""
+        task_id = checked_id(task_id)
+        if self._node is None:
+            task = await self._existing(task_id)
+            if not _status_event(task).status.is_final:
+                raise NotRunning(action)
+            yield task, _no_events()
+            return
+        async with self._node.events.subscribe(TaskId(task_id)) as subscription:
+            # Read after subscribing: nothing can happen unseen in between.
+            task = await self._existing(task_id)
+            event = _status_event(task)
+            subscription.begin(event)
+            yield task, _no_events() if event.status.is_final else aiter(subscription)
+
     def _require_node(self, action: str) -> Node:
         if self._node is None:
             raise NotRunning(action)
@@ -219,6 +232,11 @@ class Tasks:
         return task
 
 
+async def _no_events() -> AsyncIterator[TaskEvent]:
+    return
+    yield
+
+
 def _status_event(task: Task) -> TaskEvent:
     status = task.status
     if not isinstance(status, TaskStatus):
@@ -233,7 +251,8 @@ def _status_event(task: Task) -> TaskEvent:
     )
 
 
-def _checked_id(task_id: object) -> UUID:
+def checked_id(task_id: object) -> UUID:
+    """The id, if it is one; ConfigurationError otherwise."""
     if not isinstance(task_id, UUID):
         raise ConfigurationError(
             f"A task's id is a TaskId, not {task_id!r}; make one of a text by TaskId(text)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from tests.databases import BACKENDS, FAST_BACKENDS, Servers
 def anyio_backend() -> str:
     """lilota runs on asyncio only."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_main_script() -> Iterator[None]:
+    """Task processes import the main script, which is pytest here: spare them that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        patch.setattr(sys.modules["__main__"], "__file__", None, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

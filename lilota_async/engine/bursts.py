@@ -6,7 +6,7 @@ first claim that brings something else ends that, and what would have to wait go
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 SHORT_SECONDS = 0.002
@@ -15,6 +15,7 @@ LARGEST_BURST = 32
 SAMPLES_BEFORE_TRUST = 8
 WEIGHT_OF_NEWEST = 0.2
 
+Place = TypeVar("Place")
 T = TypeVar("T")
 
 
@@ -58,14 +59,14 @@ class Bursts:
             self._slowest_of_last = max(self._seconds.get(name, 0.0) for name in names)
 
     def arrange(
-        self, claimed: Sequence[tuple[Hashable, str, T]]
-    ) -> tuple[list[tuple[Hashable, T]], list[T]]:
+        self, claimed: Sequence[tuple[Place, str, T]]
+    ) -> tuple[list[tuple[Place, T]], list[T]]:
         """Of (cell, name, task): what to run where, in order, and what has to go back.
 
         A cell runs its short tasks first and then at most one that is not.
         """
-        run: list[tuple[Hashable, T]] = []
-        last: dict[Hashable, T] = {}
+        run: list[tuple[Place, T]] = []
+        last: dict[Place, T] = {}
         back: list[T] = []
         for cell, name, task in claimed:
             if self.is_short(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from uuid import UUID
 
 from lilota_async.engine.dispatcher import Dispatcher
@@ -13,17 +14,31 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.writer import Writer
 
 LOOK_SECONDS = 0.5
+NOTIFIED_LOOK_SECONDS = 5.0  # the safety net, while the database tells
 
 
 class CancelRequests:
     """Stops the attempts of this node that somebody else wants cancelled."""
 
-    def __init__(self, node_id: UUID, dispatcher: Dispatcher, writer: Writer, store: Store) -> None:
+    def __init__(
+        self,
+        node_id: UUID,
+        dispatcher: Dispatcher,
+        writer: Writer,
+        store: Store,
+        is_notified: Callable[[], bool],
+    ) -> None:
         self._node_id = node_id
         self._dispatcher = dispatcher
         self._writer = writer
         self._store = store
+        self._is_notified = is_notified
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """Somebody may have asked."""
+        self._wake.set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._look(), name="lilota cancel requests")
@@ -36,7 +51,10 @@ class CancelRequests:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            pause = NOTIFIED_LOOK_SECONDS if self._is_notified() else LOOK_SECONDS
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+            self._wake.clear()
             if not self._dispatcher.is_running_anything:
                 continue
             with contextlib.suppress(StoreError):  # asked again after the next pause

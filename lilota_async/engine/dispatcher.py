@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -21,10 +21,12 @@ from lilota_async.errors import StoreError
 from lilota_async.execution.cells import Unstarted
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import Registry
+from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Report, Requeue
 from lilota_async.storage.writer import Writer
 
-POLL_SECONDS = 1.0  # the safety net: other nodes' tasks, and those that become due
+POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
+NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
 UNSTARTED_LIMIT = 3
 logger = logging.getLogger("lilota_async")
 
@@ -42,7 +44,7 @@ class DispatcherSettings:
     node_id: UUID
     progress_is_manual: bool
     grace_seconds: float
-    read_clock: Callable[[Any], Awaitable[datetime]]
+    is_notified: Callable[[], bool] = lambda: False
 
 
 class Dispatcher:
@@ -53,17 +55,20 @@ class Dispatcher:
         settings: DispatcherSettings,
         registry: Registry,
         writer: Writer,
+        store: Store,
         events: Events,
         pools: Mapping[str, Pool],
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._writer = writer
+        self._store = store
         self._events = events
         self._pools = pools
         self._serials = itertools.count(1)
         self._wake = asyncio.Event()
         self._may_be_more = True
+        self._claim_in_doubt = False
         self._bursts = Bursts()
         self._running: dict[TaskId[Any], RunningAttempt] = {}
         self._unstarted: Counter[TaskId[Any]] = Counter()
@@ -107,7 +112,7 @@ class Dispatcher:
 
         Without that limit a node that others schedule for would never come to an end.
         """
-        self._claim_before = await self._writer.execute(self._settings.read_clock)
+        self._claim_before = await self._writer.execute(self._store.clock)
         self._drained = asyncio.get_running_loop().create_future()
         self.wake()
         await asyncio.wait([self._drained], timeout=timeout)
@@ -138,7 +143,8 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            poll = loop.call_later(POLL_SECONDS, self.wake)
+            notified = self._settings.is_notified()
+            poll = loop.call_later(NOTIFIED_POLL_SECONDS if notified else POLL_SECONDS, self.wake)
             await self._wake.wait()
             poll.cancel()
             self._wake.clear()
@@ -146,20 +152,39 @@ class Dispatcher:
                 return
             self._may_be_more = False
             try:
+                if self._claim_in_doubt:
+                    await self._release_unknown()
                 emptied = [await self._claim_for(kind) for kind in self._pools]
             except StoreError:
-                continue  # the writer says that the database is away, once
+                # The writer says that the database is away, once. A claim may have been
+                # committed although its answer never came.
+                self._claim_in_doubt = True
+                continue
             nothing_left = all(emptied) and not self._running and not self._wake.is_set()
             if nothing_left and self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
+
+    async def _release_unknown(self) -> None:
+        """Put back what a claim has taken without telling: nobody runs it."""
+
+        async def release(c: Any) -> int:
+            # Read at the time of the write: what runs by then is known.
+            known = list(self._running)
+            return await self._store.release_unknown(c, self._settings.node_id, known)
+
+        await self._writer.execute(release)
+        self._claim_in_doubt = False
 
     async def _claim_for(self, kind: str) -> bool:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
         names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
         depth = self._bursts.depth if kind == "process" else 1
         places = _places(self._pools[kind].slots(), depth)
-        if not places or not names:
-            return not names or not self._pools[kind].size
+        if not names or not self._pools[kind].size:
+            return True
+        if not places:
+            self._may_be_more = True  # to be seen when a slot is free
+            return False
         claimed = await self._writer.claim(
             Claim(
                 node_id=self._settings.node_id,
@@ -176,23 +201,26 @@ class Dispatcher:
             [(slot, task.name, task) for slot, task in zip(places, claimed, strict=False)]
         )
         for slot, task in run:
-            self._spawn(self._attempt(task, slot))
+            self._begin(task, slot)
         for task in back:
             self._spawn(self._record(Requeue(attempt=task.attempt, counted=False)))
         return not claimed
 
-    async def _attempt(self, claimed: ClaimedTask, slot: Slot) -> None:
-        task_id = claimed.attempt.id
+    def _begin(self, claimed: ClaimedTask, slot: Slot) -> None:
         task = self._registry[claimed.name]
         attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
-        self._running[task_id] = attempt
+        self._running[claimed.attempt.id] = attempt
         attempt.publish("status")
+        self._spawn(self._see_through(attempt))
+
+    async def _see_through(self, attempt: RunningAttempt) -> None:
+        task_id = attempt.claimed.attempt.id
         status: TaskStatus | None = None
         try:
             transition = await attempt.run()
             self.on_slot_free()  # the next claim shares the flush of this transition
             if isinstance(transition, Unstarted):
-                transition = self._put_back(claimed)
+                transition = self._put_back(attempt.claimed)
             if transition is not None and await self._record(transition):
                 status = _status_after(transition)
                 self.tell(task_id, status, getattr(transition, "progress", None) or 0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from lilota_async.errors import StoreError
+from lilota_async.errors import NotRunning, StoreError
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 
 States = dict[TaskId[Any], tuple[TaskStatus, int]]
@@ -21,13 +22,14 @@ logger = logging.getLogger("lilota_async")
 class Subscription:
     """The events of one task, as they come; a slow reader loses logs and progress, no status."""
 
-    __slots__ = ("_arrived", "_events", "last", "task_id")
+    __slots__ = ("_arrived", "_closed", "_events", "last", "task_id")
 
     def __init__(self, task_id: TaskId[Any]) -> None:
         self.task_id = task_id
         self.last: tuple[TaskStatus, int] | None = None
         self._events: list[TaskEvent] = []
         self._arrived = asyncio.Event()
+        self._closed = False
 
     def put(self, event: TaskEvent) -> None:
         if event.kind == "status" or len(self._events) < QUEUE_LIMIT:
@@ -36,9 +38,25 @@ class Subscription:
         self.last = (event.status, event.progress_percentage)
 
     def begin(self, event: TaskEvent) -> None:
-        """The row was read: what the poll finds is compared with it, or with what came since."""
+        """The row was read: what has come since is what it does not say yet.
+
+        What the poll finds is compared with it, or with what came since.
+        """
         if self.last is None:
             self.last = (event.status, event.progress_percentage)
+        said = max((i for i, e in enumerate(self._events) if e.status is event.status), default=-1)
+        self._events = [
+            each
+            for number, each in enumerate(self._events)
+            if number > said
+            or each.kind == "log"
+            or (each.kind == "progress" and each.progress_percentage > event.progress_percentage)
+        ]
+
+    def close(self) -> None:
+        """Nothing will come any more."""
+        self._closed = True
+        self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[TaskEvent]:
         while True:
@@ -49,6 +67,8 @@ class Subscription:
                 yield event
                 if event.kind == "status" and event.status.is_final:
                     return
+            if self._closed:
+                raise NotRunning("waiting for a task that has not ended")
 
 
 class Events:
@@ -58,13 +78,16 @@ class Events:
         self._read_states = read_states
         self._subscriptions: dict[TaskId[Any], set[Subscription]] = {}
         self._poll: asyncio.Task[None] | None = None
+        self._closed = False
 
     @contextlib.asynccontextmanager
     async def subscribe(self, task_id: TaskId[Any]) -> AsyncIterator[Subscription]:
         """A subscription for the time of the block; read the row after entering it."""
         subscription = Subscription(task_id)
         self._subscriptions.setdefault(task_id, set()).add(subscription)
-        if self._poll is None or self._poll.done():
+        if self._closed:
+            subscription.close()
+        elif self._poll is None or self._poll.done():
             self._poll = asyncio.create_task(self._poll_states(), name="lilota events")
         try:
             yield subscription
@@ -80,7 +103,10 @@ class Events:
             subscription.put(event)
 
     async def close(self) -> None:
-        """Stop polling."""
+        """Stop polling, and tell those who wait still."""
+        self._closed = True
+        for subscription in itertools.chain.from_iterable(self._subscriptions.values()):
+            subscription.close()
         if self._poll is not None:
             self._poll.cancel()
             with contextlib.suppress(asyncio.CancelledError):

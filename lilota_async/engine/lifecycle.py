@@ -28,7 +28,8 @@ from lilota_async.execution.cells import Crash, Ended, Unstarted
 from lilota_async.execution.invocation import qualified_name
 from lilota_async.execution.protocol import Outcome
 from lilota_async.models.values import Retry, TaskStatus, seconds
-from lilota_async.storage.transitions import ClaimedTask, Cost, Finish, Requeue
+from lilota_async.registry import Settings
+from lilota_async.storage.transitions import ClaimedTask, Cost, Finish, LostTask, Requeue
 
 FAILURES_KEPT = 20
 _CRASHED = tuple(qualified_name(cls) for cls in TaskCrashed.__mro__)
@@ -100,6 +101,23 @@ def conclude(end: End, *, chance: float | None = None) -> Finish | Requeue | Non
     )
 
 
+def after_interruption(lost: LostTask, settings: Settings) -> Finish | Requeue:
+    """What becomes of a task whose node died: the ancestor's promise is to run it again."""
+    if lost.is_cancel_requested:
+        return Finish(attempt=lost.attempt, status=TaskStatus.CANCELLED)
+    again = settings.on_interrupt == "requeue"
+    if again and lost.interruptions <= settings.max_interruptions:
+        return Requeue(attempt=lost.attempt, extra_attempts=1)
+    exception = {
+        "kind": "interrupted",
+        "type": "TaskInterrupted",
+        "message": "the application that ran the task ended before the task did, "
+        f"{lost.interruptions} times in all",
+        "traceback": "",
+    }
+    return Finish(attempt=lost.attempt, status=TaskStatus.FAILED, exception=_encode(exception))
+
+
 def backoff(retry: Retry, attempt: int, chance: float) -> float:
     """Seconds between attempt number `attempt` and the next; `chance` is within 0..1."""
     longest = seconds(retry.max_delay)
@@ -138,9 +156,7 @@ def _failure(end: End) -> Failure:
     return Failure(exception=exception, lineage=_CRASHED)
 
 
-def _stopped(
-    kind: str, name: str, message: str, ended: Ended, lineage: tuple[str, ...]
-) -> Failure:
+def _stopped(kind: str, name: str, message: str, ended: Ended, lineage: tuple[str, ...]) -> Failure:
     traceback = ended.failure["traceback"] if isinstance(ended, Outcome) and ended.failure else ""
     exception = {"kind": kind, "type": name, "message": message, "traceback": traceback}
     return Failure(exception=exception, lineage=lineage)

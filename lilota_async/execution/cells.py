@@ -1,28 +1,26 @@
-"""Process cells: one executor of one process for each slot, so that a death concerns one slot.
+"""Process cells: a process for each slot, so that a death concerns one slot.
 
-All that is known of `ProcessPoolExecutor`'s inside, of signals and of process groups is here.
+A cell knows which call its process is in, and so whom its death concerns. How processes are
+started and killed is in `worker_process`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import multiprocessing
-import os
 import secrets
 import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import Literal
 
 from lilota_async.errors import WorkerStartFailed
-from lilota_async.execution import runtime
+from lilota_async.execution import measures, runtime
+from lilota_async.execution.measures import Usage
 from lilota_async.execution.protocol import (
     Begin,
     Call,
@@ -32,32 +30,37 @@ from lilota_async.execution.protocol import (
     OutputReader,
     ProtocolError,
 )
+from lilota_async.execution.worker_process import WorkerProcess
 
 Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
 
-JOIN_TIMEOUT = 2.0
-GROUP_CHECKS = 20
-GROUP_CHECK_SECONDS = 0.005
-READ_SIZE = 64 * 1024  # what a pipe holds: one read empties it
-READS_PER_WAKE = 16
+LAST_WORDS = 16 * 1024
+FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
+OOM_CHECK_SECONDS = 1.0
 logger = logging.getLogger("lilota_async")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """The process ended while it ran the attempt."""
+    """The process ended while it ran the attempt; what it used, as far as that is known.
+
+    `out_of_memory`: the kernel has killed for want of memory meanwhile, most likely this one.
+    `traceback` is what faulthandler wrote.
+    """
 
     pid: int
     exit_code: int | None = None
     signal: str | None = None
     cpu_seconds: float | None = None
     peak_memory_bytes: int | None = None
+    out_of_memory: bool = False
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unstarted:
-    """The process ended before it came to the attempt, which costs the task nothing."""
+    """The attempt's code was never begun, which costs the task nothing."""
 
 
 Ended = Outcome | Crash | Unstarted
@@ -76,31 +79,43 @@ class Cell:
     """A slot: one task process, replaced by its owner, who hears of its death.
 
     `run` takes several calls at once: they are sent as one burst, run in order, and each has
-    an end of its own.
+    an end of its own. A stopped call is the last of its burst.
     """
 
     def __init__(
         self,
         context: BaseContext,
-        thread: ThreadPoolExecutor,
+        threads: ThreadPoolExecutor,
         on_death: Callable[[Cell], None] = lambda _cell: None,
+        on_end_of_call: Callable[[Cell], None] = lambda _cell: None,
     ) -> None:
-        self._context = context
-        self._on_gone = on_death
-        self._thread = thread  # starts and ends processes: both would block the loop
         self._loop = asyncio.get_running_loop()
-        self._token = secrets.token_hex(8).encode()
+        self._threads = threads  # starting and ending a process would block the loop
+        self._on_gone = on_death
+        self._on_end_of_call = on_end_of_call
+        token = secrets.token_hex(8).encode()
+        self._worker = WorkerProcess(context, token)
         self._frames = FrameReader()
-        self._texts = OutputReader(self._token)
+        self._texts = OutputReader(token)
         self._waiting: deque[Running] = deque()
         self._burst: dict[int, Running] = {}
+        self._starting: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._dying: asyncio.Task[None] | None = None
-        self._blamed: int | None = None
-        self._gone = False
+        self._begun: Begin | None = None
+        self._usage = Usage()  # when it was killed
+        self._killed = self._tainted = False
+        self._last_words = b""
+        self._oom_kills: int | None = None
+        self._oom_checked = float("-inf")
+        self._closing = self._gone = False
         self._buried = asyncio.Event()
-        self.pid = 0
         self.finished_calls = 0
+
+    @property
+    def pid(self) -> int:
+        """The process, and its group; 0 before it is started."""
+        return self._worker.pid
 
     @property
     def load(self) -> int:
@@ -109,48 +124,36 @@ class Cell:
 
     @property
     def is_usable(self) -> bool:
+        """Whether it can run calls."""
         return not self._gone
 
     async def start(self) -> None:
-        """Bring the process up; WorkerStartFailed when it ends instead."""
-        boot = await self._loop.run_in_executor(self._thread, self._spawn)
-        try:
-            await asyncio.wrap_future(boot)
-        except BrokenExecutor:
-            self._gone = True
-            last_words = (_read(self._output) or b"").decode(errors="replace").strip()
-            exit_code = await self._bury()
-            raise WorkerStartFailed(
-                f"A task process ended while it was starting (exit code {exit_code}). Most often "
-                "the main script fails when a task process imports it: what starts the "
-                "application belongs under 'if __name__ == \"__main__\":'. It said: "
-                f"{last_words or 'nothing here; see standard error'}"
-            ) from None
-        self._loop.add_reader(self._channel.fileno(), self._read_channel)
-        self._loop.add_reader(self._output.fileno(), self._read_output)
-        self._loop.add_reader(self._process.sentinel, self._on_death)
+        """Bring the process up; WorkerStartFailed when it ends instead, with what it said."""
+        self._starting = self._loop.create_task(self._start())
+        await asyncio.shield(self._starting)
 
-    def _spawn(self) -> Any:
-        self._channel, channel = self._context.Pipe(duplex=False)
-        self._output, output = self._context.Pipe(duplex=False)
-        control, self._control = self._context.Pipe(duplex=False)
-        level = logging.getLogger().level
-        self._executor = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=self._context,
-            initializer=runtime.boot,
-            initargs=(channel, control, output, self._token, level),
-        )
-        boot = self._executor.submit(runtime.ready)
-        # Private, and without another way: the exit code, the sentinel, a bounded join.
-        self._process = next(iter(self._executor._processes.values()))
-        self._manager = self._executor._executor_manager_thread  # type: ignore[attr-defined]
-        self.pid = self._process.pid
-        for connection in (channel, output, control):
-            connection.close()  # only the process holds them now: its death closes them
-        for connection in (self._channel, self._output, self._control):
-            os.set_blocking(connection.fileno(), False)
-        return boot
+    async def _start(self) -> None:
+        try:
+            boot = await self._loop.run_in_executor(self._threads, self._worker.spawn)
+            if self._closing:
+                self._worker.kill()
+            await asyncio.wrap_future(boot)
+        except Exception as error:  # a fork server that dies meanwhile is known for several
+            self._gone = True
+            said = b"".join(self._worker.read_output()) if self._worker.is_spawned else b""
+            exit_code = await self._bury()
+            self._buried.set()
+            reason = f"exit code {exit_code}" if self._worker.is_spawned else repr(error)
+            said = said.strip() and b" It said: " + said.strip()
+            raise WorkerStartFailed(
+                f"A task process ended while it was starting ({reason})."
+                + said.decode(errors="replace")
+            ) from None
+        channel, output = self._worker.channels()
+        self._loop.add_reader(channel, self._read_channel)
+        self._loop.add_reader(output, self._read_output)
+        for descriptor in self._worker.deaths:
+            self._loop.add_reader(descriptor, self._on_death)
 
     async def run(self, call: Call, listener: Listener) -> Ended:
         """Run `call` and wait for its end. `listener` gets its messages and its output."""
@@ -167,57 +170,75 @@ class Cell:
             self._burst = {running.call.serial: running for running in self._waiting}
             self._waiting.clear()
             self._texts.expect(self._burst)
+            self._note_oom_kills()
             calls = [running.call for running in self._burst.values()]
             try:
-                await self._loop.run_in_executor(self._executor, runtime.execute, calls)
+                await self._loop.run_in_executor(self._worker.executor, runtime.execute, calls)
             except BrokenExecutor:
-                break  # the sentinel tells, and _on_death does what is to be done
+                self._worker.kill()  # it mostly is dead; _on_death does what is to be done
+                break
             except Exception:
                 logger.exception("Task process %d failed outside of a task", self.pid)
-                self._kill_group()
+                self._worker.kill()
                 break
-            self._read_channel(reads=None)
-            if self._burst:  # it returned, and owes outcomes
-                self._kill_group()
+            self._read_channel()
+            if self._burst:  # it returned, and owes outcomes: a stopped call, or a broken pipe
+                self._worker.kill()
                 break
         self._sending = None
 
     def interrupt(self, serial: int, reason: Reason) -> None:
-        """Ask the process to raise in the task's code."""
-        if self._gone or serial not in self._burst:
-            return
-        with contextlib.suppress(OSError):  # full or closed: the grace period ends all the same
-            os.write(self._control.fileno(), f"{reason} {serial}\n".encode())
-            os.kill(self.pid, signal.SIGTERM)
+        """Ask the process to raise in the task's code; what is not sent yet never will be."""
+        if not self._forget(serial) and not self._gone and serial in self._burst:
+            self._worker.interrupt(f"{reason} {serial}")
 
     def kill(self, serial: int) -> bool:
         """End the process and all that its tasks have started, if it runs this call now.
 
         False while the call waits behind others, which must not pay for it.
         """
-        if not self._gone and serial in self._burst and serial != self._blamed:
+        if self._gone or self._forget(serial) or serial not in self._burst:
+            return True
+        # The first of the burst may not have begun, as in a process that does not react.
+        current = next(iter(self._burst)) if self._begun is None else self._begun.serial
+        if serial != current:
             return False
-        self._kill_group()
+        self._kill()
         return True
 
     async def retire(self) -> None:
-        """End the process, and return when it and its group are gone."""
+        """End a process in which a call was stopped; returns when its group is gone too.
+
+        It does nothing if none was: the call that was to be stopped had not begun.
+        """
+        if not self._gone and not self._tainted:
+            return
         if not self._gone:
-            self._kill_group()
+            self._kill()
         await self._buried.wait()
 
-    def _kill_group(self) -> None:
-        if not self._buried.is_set():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+    def kill_process(self) -> None:
+        """End the process at once, without a running loop too."""
+        self._worker.kill()
 
-    def _read_channel(self, reads: int | None = READS_PER_WAKE) -> None:
-        while reads is None or reads > 0:
-            data = _read(self._channel)
-            if data is None:
-                return
+    def _kill(self) -> None:
+        if not self._buried.is_set():
+            self._usage = measures.usage_of(self.pid)
+            self._killed = self._tainted = True
+            self._worker.kill()
+
+    def _forget(self, serial: int) -> bool:
+        for running in self._waiting:
+            if running.call.serial == serial:
+                self._waiting.remove(running)
+                self._conclude(running, Unstarted())
+                return True
+        return False
+
+    def _read_channel(self) -> None:
+        for data in self._worker.read_channel():
             if not data:
-                self._loop.remove_reader(self._channel.fileno())
+                self._loop.remove_reader(self._worker.channels()[0])
                 return
             # What a task wrote was in the pipe before its outcome: read it before that is told.
             self._read_output()
@@ -226,17 +247,17 @@ class Cell:
                     self._on_message(message)
             except ProtocolError:
                 logger.exception("Task process %d is ended: it sent nonsense", self.pid)
-                self._kill_group()
+                self._worker.kill()
                 return
-            reads = None if reads is None else reads - 1
 
     def _read_output(self) -> None:
-        data = _read(self._output)
-        if data:
+        for data in self._worker.read_output():
+            if not data:
+                self._loop.remove_reader(self._worker.channels()[1])
+                return
+            self._last_words = (self._last_words + data)[-LAST_WORDS:]
             for serial, text in self._texts.feed(data):
                 self._tell(serial, text)
-        elif data is not None:
-            self._loop.remove_reader(self._output.fileno())
 
     def _tell(self, serial: int, message: Message | bytes) -> None:
         running = self._burst.get(serial)
@@ -245,90 +266,113 @@ class Cell:
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, Begin):
-            self._blamed = message.serial
+            self._begun = message
         elif isinstance(message, Outcome):
-            self._blamed = None
+            self._begun = None
+            self._tainted = self._tainted or message.interrupted
             for serial, text in self._texts.end(message.serial):
                 self._tell(serial, text)
-            self._end(message.serial, message)
+            self._end(message.serial, Unstarted() if message.unstarted else message)
         else:
             self._tell(message.serial, message)
 
     def _end(self, serial: int, ended: Ended) -> None:
         running = self._burst.pop(serial, None)
-        if running is not None and not running.ended.done():
+        if running is not None:
             self.finished_calls += 1
+            self._conclude(running, ended)
+            self._on_end_of_call(self)
+
+    def _conclude(self, running: Running, ended: Ended) -> None:
+        if not running.ended.done():  # whoever waited for it may be cancelled
             running.ended.set_result(ended)
 
     def _on_death(self) -> None:
         self._gone = True
-        self._kill_group()  # what its tasks have started and left
-        self._read_channel(reads=None)
+        self._ignore_death()
+        if not self._killed:
+            self._usage = measures.usage_of(self.pid)  # of what is left of it
+        self._worker.kill()  # what its tasks have started and left
         self._dying = self._loop.create_task(self._conclude_death())
+        self._on_gone(self)  # its replacement comes up meanwhile
+
+    def _ignore_death(self) -> None:
+        for descriptor in self._worker.deaths:
+            self._loop.remove_reader(descriptor)
 
     async def _conclude_death(self) -> None:
-        self._on_gone(self)  # its replacement comes up meanwhile
-        exit_code = await self._bury()
-        for serial in list(self._burst):
-            blamed = serial == self._blamed
-            self._end(serial, _crash(self.pid, exit_code) if blamed else Unstarted())
-        for running in self._waiting:
-            if not running.ended.done():
-                running.ended.set_result(Unstarted())
-        self._waiting.clear()
+        exit_code: int | None = None
+        try:
+            exit_code = await self._bury()
+        finally:
+            if self._begun is not None and self._begun.serial in self._burst:
+                self._end(self._begun.serial, self._crash(self._begun, exit_code))
+            unstarted = [*self._burst.values(), *self._waiting]
+            self._burst.clear()
+            self._waiting.clear()
+            for running in unstarted:
+                self._conclude(running, Unstarted())
+            self._buried.set()
 
     async def close(self) -> None:
-        """End the process, with what runs in it."""
+        """End the process, with what runs in it; returns when its group is gone too."""
+        if self._starting is None:
+            return
+        self._closing = True
+        if not self._starting.done():
+            self._worker.kill()
+            await asyncio.wait([self._starting])
+            self._starting.exception()  # expected, and told to whoever waits for the start
         if self.load:
-            self._kill_group()
+            self._kill()
         if not self._gone:
             self._gone = True
-            await self._bury()
+            self._ignore_death()
+            self._worker.end_when_idle()
+            self._dying = self._loop.create_task(self._conclude_death())
         await self._buried.wait()
 
     async def _bury(self) -> int | None:
-        for connection in (self._channel, self._output):
-            self._loop.remove_reader(connection.fileno())
-        self._loop.remove_reader(self._process.sentinel)
-        exit_code = await self._loop.run_in_executor(self._thread, self._join)
-        for connection in (self._channel, self._output, self._control):
-            connection.close()
-        self._buried.set()
-        return exit_code
-
-    def _join(self) -> int | None:
-        self._executor.shutdown(wait=False)
-        self._manager.join(JOIN_TIMEOUT)
-        if self._manager.is_alive():
-            self._kill_group()
-            self._manager.join(JOIN_TIMEOUT)
-        self._wait_for_group()
-        # Only now: two threads that ask a fork server's process for its code get it once.
-        return None if self._manager.is_alive() else self._process.exitcode
-
-    def _wait_for_group(self) -> None:
-        # SIGKILL is sent, not yet done; a zombie that nobody reaps is not waited for long.
-        for _ in range(GROUP_CHECKS):
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                return
-            time.sleep(GROUP_CHECK_SECONDS)
-
-
-def _read(connection: Connection) -> bytes | None:
-    try:
-        return os.read(connection.fileno(), READ_SIZE)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def _crash(pid: int, exit_code: int | None) -> Crash:
-    if exit_code is not None and exit_code < 0:
         try:
-            return Crash(pid=pid, signal=signal.Signals(-exit_code).name)
-        except ValueError:  # a real-time signal
-            return Crash(pid=pid, signal=f"signal {-exit_code}")
-    return Crash(pid=pid, exit_code=exit_code)
+            return await self._loop.run_in_executor(self._threads, self._worker.join)
+        finally:
+            if self._worker.is_spawned:
+                self._read_channel()  # an outcome that came before the end counts
+                self._read_output()
+                for descriptor in self._worker.channels():
+                    self._loop.remove_reader(descriptor)
+            self._worker.close()
+
+    def _note_oom_kills(self) -> None:
+        now = time.monotonic()
+        if now - self._oom_checked > OOM_CHECK_SECONDS:
+            self._oom_checked = now
+            self._oom_kills = measures.oom_kills()
+
+    def _crash(self, begun: Begin, exit_code: int | None) -> Crash:
+        name = _signal_name(exit_code)
+        used = self._usage.cpu_seconds
+        was_killed_by_others = name == "SIGKILL" and not self._killed
+        _, fatal, text = self._last_words.rpartition(FATAL_ERROR)
+        return Crash(
+            pid=self.pid,
+            exit_code=exit_code if name is None else None,
+            signal=name,
+            cpu_seconds=None if used is None else max(0.0, used - begun.cpu_seconds),
+            peak_memory_bytes=self._usage.peak_memory_bytes,
+            out_of_memory=was_killed_by_others and self._has_run_out_of_memory(),
+            traceback=(fatal + text).decode(errors="replace") if fatal and name else "",
+        )
+
+    def _has_run_out_of_memory(self) -> bool:
+        kills = measures.oom_kills()
+        return kills is not None and self._oom_kills is not None and kills > self._oom_kills
+
+
+def _signal_name(exit_code: int | None) -> str | None:
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-exit_code}"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from lilota_async.codec import Codec, Misfit, describe
-from lilota_async.errors import InvalidInput, Interruption, RetryLater
+from lilota_async.errors import Interruption, InvalidInput, RetryLater
 from lilota_async.execution.context import CurrentTask
 from lilota_async.execution.protocol import Call, Outcome
 from lilota_async.registry import Definition
@@ -109,7 +109,7 @@ def qualified_name(cls: type) -> str:
 
 def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a task's coroutine on an event loop of its own."""
-    import anyio  # noqa: PLC0415 - only processes with async tasks pay for it
+    import anyio
 
     async def run() -> Any:
         return await coroutine

@@ -19,7 +19,7 @@ from contextvars import Context
 import msgspec
 
 from lilota_async.errors import TaskStopped
-from lilota_async.execution.cells import Ended, Listener, Reason
+from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.context import CurrentTask, enter_task
 from lilota_async.execution.invocation import Runnable, failed, load, run_coroutine, succeeded
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
@@ -44,6 +44,8 @@ class LocalSlot:
         finally:
             self.load = 0
             self._on_idle()
+        if outcome.unstarted:
+            return Unstarted()
         if self._stop_seen and outcome.failure is None:
             # The function looked, and returned because of what it saw: that is no result.
             return failed(call, TaskStopped("the task was asked to stop"), None)
@@ -116,7 +118,10 @@ class LoopSlot(LocalSlot):
     async def _run(self, call: Call, listener: Listener) -> Outcome:
         loop = asyncio.get_running_loop()
         self._running = loop.create_task(self._work(call, listener), context=Context())
-        return await self._running
+        await asyncio.wait([self._running])
+        if self._running.cancelled():  # before its first step
+            return Outcome(call.serial, unstarted=True)
+        return self._running.result()
 
     def interrupt(self, serial: int, reason: Reason) -> None:
         """Cancel the coroutine."""
@@ -163,4 +168,4 @@ class LocalPool:
     async def close(self) -> None:
         """End the threads, once their tasks have ended."""
         if self._threads is not None:
-            await asyncio.to_thread(self._threads.shutdown)
+            self._threads.shutdown()  # they are idle: it takes no time

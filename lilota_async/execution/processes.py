@@ -5,19 +5,73 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from typing import Any
 
 from lilota_async.errors import WorkerStartFailed
+from lilota_async.execution import measures
 from lilota_async.execution.cells import Cell
+from lilota_async.execution.start_failure import why_main_cannot_be_imported
+from lilota_async.execution.worker_process import run_before_executors_end
 from lilota_async.options import StartMethod
 
 FAILURES_BEFORE_ERROR = 3
 FIRST_PAUSE_SECONDS = 0.2
 LAST_PAUSE_SECONDS = 30.0
+GROWTH_CHECK_SECONDS = 1.0
+THREADS = 2  # one to start a process while the other buries its predecessor
+HINT = (
+    "Most often the main script fails when a task process imports it: what starts the "
+    "application belongs under 'if __name__ == \"__main__\":'. It said: "
+)
 logger = logging.getLogger("lilota_async")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recycling:
+    """When a task process is replaced though it is well: never, where both are None.
+
+    `calls` is how many it may run, `growth_bytes` by how much its resident size may have grown
+    since it had run its first. What it has been given it still runs.
+    """
+
+    calls: int | None = None
+    growth_bytes: int | None = None
+
+
+NO_RECYCLING = Recycling()
+
+
+class Age:
+    """What tells whether a cell is due for recycling."""
+
+    __slots__ = ("_checked", "_first_bytes", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._first_bytes: int | None = None
+        self._checked = float("-inf")
+
+    def look(self, cell: Cell, recycling: Recycling) -> None:
+        """Set `is_over` when it is; its size is read once a second at most."""
+        if recycling.calls is not None and cell.finished_calls >= recycling.calls:
+            self.is_over = True
+        now = time.monotonic()
+        if recycling.growth_bytes is None or now - self._checked < GROWTH_CHECK_SECONDS:
+            return
+        self._checked = now
+        size = measures.resident_bytes(cell.pid)
+        if self._first_bytes is None:
+            self._first_bytes = size
+        elif size is not None and size - self._first_bytes > recycling.growth_bytes:
+            self.is_over = True
 
 
 class ProcessPool:
@@ -33,28 +87,35 @@ class ProcessPool:
         *,
         start_method: StartMethod | None = None,
         preload: Sequence[str] = (),
+        recycling: Recycling = NO_RECYCLING,
     ) -> None:
         self.size = size
         self._on_idle = on_idle
+        self._recycling = recycling
         self._context = _context(start_method, preload)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lilota-cells")
-        self._cells: list[Cell] = []
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lilota-cells")
+        self._cells: set[Cell] = set()  # with those that come up and those that are buried
+        self._ages: dict[Cell, Age] = {}  # of those that take calls
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
         self._failures = 0
 
     def slots(self) -> list[Cell]:
-        """The cells that are up."""
-        return [cell for cell in self._cells if cell.is_usable]
+        """The cells that take calls."""
+        return [cell for cell, age in self._ages.items() if cell.is_usable and not age.is_over]
 
     async def start(self) -> None:
         """Bring all processes up; WorkerStartFailed when one cannot come up."""
+        run_before_executors_end(_weakly(self.kill))
         started = [self._start_cell() for _ in range(self.size)]
         results = await asyncio.gather(*started, return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
         if failed:
+            error = failed[0]
+            if isinstance(error, WorkerStartFailed):
+                error = WorkerStartFailed(await self._explain(error))
             await self.close()
-            raise failed[0]
+            raise error
 
     async def close(self) -> None:
         """End all processes, and what still runs in them."""
@@ -64,41 +125,89 @@ class ProcessPool:
         await asyncio.gather(*self._replacing, return_exceptions=True)
         await asyncio.gather(*(cell.close() for cell in self._cells))
         self._cells.clear()
-        await asyncio.to_thread(self._thread.shutdown)
+        self._ages.clear()
+        self._threads.shutdown()  # they are idle: it takes no time
+
+    def kill(self) -> None:
+        """End all processes at once, wherever this is called from; the application exits."""
+        for cell in list(self._cells):
+            cell.kill_process()
 
     async def _start_cell(self) -> None:
-        cell = Cell(self._context, self._thread, self._on_death)
-        await cell.start()
-        self._cells.append(cell)
-        if self._closing:
-            return
-        self._on_idle()
+        cell = Cell(self._context, self._threads, self._on_death, self._on_end_of_call)
+        self._cells.add(cell)
+        try:
+            await cell.start()
+        except WorkerStartFailed:
+            self._cells.discard(cell)
+            raise
+        if cell.is_usable and not self._closing:
+            self._ages[cell] = Age()
+            self._on_idle()
 
     def _on_death(self, cell: Cell) -> None:
-        if cell in self._cells:
-            self._cells.remove(cell)
-        if not self._closing:
-            task = asyncio.get_running_loop().create_task(self._replace())
-            self._replacing.add(task)
-            task.add_done_callback(self._replacing.discard)
+        if self._ages.pop(cell, None) is not None and not self._closing:
+            self._spawn(self._replace())
+        self._spawn(self._bury(cell))
+
+    def _on_end_of_call(self, cell: Cell) -> None:
+        age = self._ages.get(cell)
+        if age is None or self._closing:
+            return
+        age.look(cell, self._recycling)
+        if age.is_over and not cell.load:
+            del self._ages[cell]
+            self._spawn(self._replace())
+            self._spawn(self._bury(cell))
+
+    async def _bury(self, cell: Cell) -> None:
+        await cell.close()
+        self._cells.discard(cell)
 
     async def _replace(self) -> None:
         while not self._closing:
             try:
                 await self._start_cell()
-            except (WorkerStartFailed, OSError) as error:
+            except WorkerStartFailed as error:
                 self._failures += 1
                 if self._failures == FAILURES_BEFORE_ERROR:
                     logger.error(
                         "Task processes do not come up, so that no tasks are claimed for them; "
                         "trying on. %s",
-                        error,
+                        await self._explain(error),
                     )
                 pause = FIRST_PAUSE_SECONDS * 2 ** min(self._failures, 10)
                 await asyncio.sleep(min(pause, LAST_PAUSE_SECONDS))
             else:
+                if self._failures >= FAILURES_BEFORE_ERROR:
+                    logger.info("Task processes come up again")
                 self._failures = 0
                 return
+
+    async def _explain(self, error: WorkerStartFailed) -> str:
+        if "It said" in str(error):
+            return str(error)
+        loop = asyncio.get_running_loop()
+        said = await loop.run_in_executor(self._threads, why_main_cannot_be_imported)
+        return f"{error} {HINT}{said or 'nothing; see standard error'}"
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Call `method` if its object is still there, and not in a fork of this process."""
+    reference = weakref.WeakMethod(method)
+    owner = os.getpid()
+
+    def call() -> None:
+        found = reference()
+        if found is not None and os.getpid() == owner:
+            found()
+
+    return call
 
 
 def _context(start_method: StartMethod | None, preload: Sequence[str]) -> BaseContext:

@@ -44,9 +44,13 @@ class Call:
 
 
 class Begin(msgspec.Struct, tag=True, frozen=True):
-    """The attempt is the one to blame from now on."""
+    """The attempt is the one to blame from now on.
+
+    `cpu_seconds` is what the process has used before it.
+    """
 
     serial: int
+    cpu_seconds: float = 0.0
 
 
 class Started(msgspec.Struct, tag=True, frozen=True):
@@ -82,8 +86,9 @@ class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     """What came of an attempt that ended by itself.
 
     `failure` is None for success; else a dict of `kind`, `type`, `message`, `traceback`.
-    `interrupted` says that a soft interruption reached the task's code. `lineage` has the
-    qualified names of the exception's classes, for the retry policy.
+    `interrupted` says that a soft interruption reached the task's code, `unstarted` that a
+    request to stop was there before it. `lineage` has the qualified names of the exception's
+    classes, for the retry policy.
     """
 
     serial: int
@@ -91,6 +96,7 @@ class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     failure: dict[str, Any] | None = None
     lineage: tuple[str, ...] = ()
     interrupted: bool = False
+    unstarted: bool = False
     progress: int | None = None
     retry_delay: float | None = None
     seconds: float | None = None
@@ -159,7 +165,7 @@ class OutputReader:
         self._serials.extend(serials)
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """The texts of `data`; the beginning of a mark that was cut in two stays behind."""
+        """The texts of `data`; what is cut in two, a mark or a character, waits for its rest."""
         data = self._buffer + data
         start = 0
         for mark in self._mark.finditer(data):
@@ -169,7 +175,7 @@ class OutputReader:
             self._forget(serial)
             start = mark.end()
         cut = data.find(b"\0", max(start, len(data) - MARK_LENGTH))
-        end = len(data) if cut < 0 else cut
+        end = _whole_characters(data, start, len(data) if cut < 0 else cut)
         self._buffer = data[end:]
         if end > start and self._serials:
             yield self._serials[0], data[start:end]
@@ -185,3 +191,14 @@ class OutputReader:
     def _forget(self, serial: int) -> None:
         while self._serials and self._serials[0] <= serial:
             self._serials.popleft()
+
+
+def _whole_characters(data: bytes, start: int, end: int) -> int:
+    """The end of the last character of UTF-8 that is complete."""
+    for length in range(1, min(4, end - start) + 1):
+        byte = data[end - length]
+        if byte & 0xC0 == 0x80:  # not the first byte of a character
+            continue
+        needed = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+        return end - length if needed > length else end
+    return end

@@ -13,7 +13,7 @@ from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDa
 from lilota_async.models.values import NAME_LENGTH, TaskId, TaskStatus
 
 # Names compare byte by byte on every database, so `Add` and `add` are two tasks on MariaDB too.
-_MARIADB_OPTIONS = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_MARIADB_OPTIONS = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_nopad_bin"}
 
 
 def _now() -> datetime:
@@ -46,8 +46,8 @@ class Task(Base):
     end_date_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     pid: Mapped[int | None] = mapped_column(BigInteger)
     progress_percentage: Mapped[int] = mapped_column(Integer, default=0)
-    input: Mapped[Any | None] = mapped_column(Json)
-    output: Mapped[Any | None] = mapped_column(Json)
+    input: Mapped[Any] = mapped_column(Json, nullable=True)
+    output: Mapped[Any] = mapped_column(Json, nullable=True)
     exception: Mapped[Any | None] = mapped_column(Json)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     max_attempts: Mapped[int] = mapped_column(Integer, default=1)

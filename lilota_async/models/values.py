@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 
 from lilota_async.errors import ConfigurationError
 
-Output = TypeVar("Output", default=Any)
+Output = TypeVar("Output", default=Any, covariant=True)
 
 Duration: TypeAlias = float | timedelta
 NAME_LENGTH = 200
@@ -61,6 +61,10 @@ class TaskId(UUID, Generic[Output]):
         else:
             super().__init__(value)
 
+    def __setattr__(self, name: object, value: object) -> None:  # type: ignore[override]
+        if name != "__orig_class__":  # what typing sets after TaskId[Output](...)
+            super().__setattr__(name, value)
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema  # noqa: PLC0415 - only pydantic calls this
@@ -70,12 +74,9 @@ class TaskId(UUID, Generic[Output]):
 
 def checked_duration(name: str, duration: Duration, *, least: float = 0.0) -> float:
     """A duration as seconds; ConfigurationError names the setting that cannot work."""
-    try:
-        value = seconds(duration)
-    except (TypeError, ValueError):
-        raise ConfigurationError(
-            f"{name} must be seconds or a timedelta, not {duration!r}"
-        ) from None
+    if not isinstance(duration, int | float | timedelta) or isinstance(duration, bool):
+        raise ConfigurationError(f"{name} must be seconds or a timedelta, not {duration!r}")
+    value = seconds(duration)
     if not least <= value < float("inf"):
         raise ConfigurationError(f"{name} must be {least:g} s or more, not {value:g} s")
     return value
@@ -132,14 +133,16 @@ class Retry:
     not_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
+        if not isinstance(self.max_attempts, int) or not 1 <= self.max_attempts < 2**31:
             raise ConfigurationError("Retry(max_attempts=...) counts the first: 1 is the least")
-        if seconds(self.delay) < 0 or seconds(self.max_delay) < 0 or self.backoff < 1:
-            raise ConfigurationError(
-                "Retry needs delays of 0 s or more and a backoff of at least 1"
-            )
+        checked_duration("Retry(delay=...)", self.delay)
+        checked_duration("Retry(max_delay=...)", self.max_delay)
+        if not self.backoff >= 1:
+            raise ConfigurationError("Retry(backoff=...) is a factor of at least 1")
         for classes in (self.on, self.not_on):
-            if not all(isinstance(c, type) and issubclass(c, BaseException) for c in classes):
+            if not isinstance(classes, tuple) or not all(
+                isinstance(c, type) and issubclass(c, BaseException) for c in classes
+            ):
                 raise ConfigurationError(
                     "Retry(on=..., not_on=...) take tuples of exception classes"
                 )

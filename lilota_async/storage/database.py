@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import anyio.to_thread
 from sqlalchemy import NullPool, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -23,6 +22,7 @@ from lilota_async.errors import (
     StoreUnavailable,
 )
 from lilota_async.storage.failures import describe, is_disconnect, is_missing_table
+from lilota_async.storage.threads import in_thread
 from lilota_async.storage.urls import DialectName, Target, dialect_of, parse_target
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = ["Database", "begin", "commit", "is_disconnect", "rollback", "transact
 T = TypeVar("T")
 
 _EXTRAS = {"asyncmy": "mysql", "psycopg": "psycopg"}
+_SQLITE_BUSY = 5
 # Without gap locks, so that a claim keeps nobody from inserting.
 _BEGIN_MARIADB = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION")
 _BEGIN = {
@@ -93,7 +94,7 @@ class Database:
         """
         if self._target is not None and self._pooled is None:
             await self._prepare_file(self._target)
-            self._pooled = await anyio.to_thread.run_sync(_create_engine, self._target, True)
+            self._pooled = await in_thread(_create_engine, self._target, True)
 
     async def close(self) -> None:
         """Wait for what is under way, then close the pool with its connections."""
@@ -172,12 +173,12 @@ class Database:
         assert self._target is not None
         await self._prepare_file(self._target)
         if self._unpooled is None:
-            self._unpooled = await anyio.to_thread.run_sync(_create_engine, self._target, False)
+            self._unpooled = await in_thread(_create_engine, self._target, False)
         return self._unpooled
 
     async def _prepare_file(self, target: Target) -> None:
         if target.file is not None:
-            await anyio.to_thread.run_sync(_make_private_file, target.file)
+            await in_thread(_make_private_file, target.file)
 
 
 def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
@@ -209,8 +210,13 @@ def _set_pragmas(engine: AsyncEngine, synchronous: str) -> None:
     def on_connect(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         try:
-            cursor.execute("PRAGMA journal_mode=WAL")
             cursor.execute(f"PRAGMA synchronous={synchronous}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except Exception as error:
+            # Another connection is just switching, for which SQLite does not wait; the mode
+            # belongs to the file, so that this one follows.
+            if getattr(error, "sqlite_errorcode", None) != _SQLITE_BUSY:
+                raise
         finally:
             cursor.close()
 

@@ -7,7 +7,7 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from lilota_async.storage.database import Database, discard
+from lilota_async.storage.database import Database, begin, discard, rollback
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,13 +39,22 @@ class Link:
                 # Not all replicas at the same moment.
                 await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
             self._connection = await self._database.acquire()
+        return self._connection
+
+    async def probe(self) -> None:
+        """Find out whether the database takes writes; a read would not tell."""
+        connection = await self.connect()
+        await begin(connection)
+        await rollback(connection)
+        self.confirm()
+
+    def confirm(self) -> None:
+        """The database has answered a write; logged when it was lost before."""
         if self._lost_at is not None:
-            await self._connection.exec_driver_sql("SELECT 1")
             seconds = asyncio.get_running_loop().time() - self._lost_at
             self._lost_at = None
             self._pause = 0.0
             _logger.info("The database is back after %.1f s", seconds)
-        return self._connection
 
     async def lose(self, error: BaseException) -> None:
         """Drop the connection after `error`; the first of a row is logged."""

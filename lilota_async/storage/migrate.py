@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 from sqlalchemy import Connection, inspect, text
 
 from lilota_async.errors import LilotaError, SchemaMissing, SchemaTooNew, StoreUnavailable
 from lilota_async.storage.database import Database, transaction
+from lilota_async.storage.threads import in_thread
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -47,7 +47,7 @@ async def _migrate(database: Database) -> None:
     async with _connection(database) as connection:
         if _is_head(await connection.run_sync(_read_revision)):
             return
-        config = await anyio.to_thread.run_sync(_alembic_config)
+        config = await in_thread(_alembic_config)
         async with _locked(connection, database.dialect):
             if not _is_head(await connection.run_sync(_read_revision)):
                 await connection.run_sync(_upgrade, config)

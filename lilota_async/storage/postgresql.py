@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+CHANNEL = "lilota"
 _NOW = "statement_timestamp()"
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
     AND task.locked_by = new.node_id AND task.status = 'running'
@@ -36,7 +37,9 @@ def _arrays(**columns: str) -> str:
     return f"unnest({arrays}) AS new ({', '.join(columns)})"
 
 
+# With other nodes about, one notification for each batch tells them, in the same statement.
 _INSERT = text(f"""
+WITH inserted AS (
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
     input, attempts, max_attempts, interruptions, timeout_seconds, tags)
 SELECT id, name, 'pending', priority, {_NOW}, {_NOW} + make_interval(secs => delay), 0,
@@ -53,7 +56,10 @@ FROM {
         tags="text",
     )
 }
-ON CONFLICT (id) DO NOTHING""")
+ON CONFLICT (id) DO NOTHING
+RETURNING 1)
+SELECT pg_notify('{CHANNEL}', '') FROM (SELECT 1 FROM inserted LIMIT 1) AS batch
+WHERE CAST(:announced AS boolean)""")
 
 # The rows are picked into one array first. The update then goes by primary key whatever the
 # planner thinks of the table, and the place in the array gives each row its pid.
@@ -107,8 +113,10 @@ ON task.id = new.id AND task.attempts = new.attempt AND task.locked_by = new.nod
 
 _REQUEUE = text(f"""
 UPDATE lilota_task AS task SET
-    status = 'pending', run_at = {_NOW} + make_interval(secs => new.delay),
-    locked_by = NULL, pid = NULL, attempts = task.attempts - new.uncounted,
+    status = CASE WHEN task.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
+    end_date_time = CASE WHEN task.cancel_requested_at IS NOT NULL THEN {_NOW} END,
+    run_at = {_NOW} + make_interval(secs => new.delay), locked_by = NULL, pid = NULL,
+    attempts = task.attempts - new.uncounted, max_attempts = task.max_attempts + new.extra,
     exception = COALESCE(new.exception, task.exception),
     failures = COALESCE(new.failures, task.failures),
     cpu_seconds = COALESCE(new.cpu, task.cpu_seconds),
@@ -121,6 +129,7 @@ FROM {
         node_id="uuid",
         delay="float8",
         uncounted="integer",
+        extra="integer",
         exception="text",
         failures="text",
         cpu="float8",
@@ -138,6 +147,9 @@ FROM {_arrays(id="uuid", attempt="integer", node_id="uuid", progress="integer", 
 WHERE {_FENCE}""")
 
 
+_ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', '')")
+
+
 class PostgresqlDialect(Dialect):
     """PostgreSQL's own uuid and timestamptz."""
 
@@ -152,6 +164,9 @@ class PostgresqlStore(Store):
     """Works through asyncpg and through psycopg alike."""
 
     one_statement_batches = True
+
+    async def announce(self, c: AsyncConnection) -> None:
+        await c.execute(_ANNOUNCE)
 
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
@@ -168,6 +183,7 @@ class PostgresqlStore(Store):
                 "max_attempts": [task.max_attempts for task in tasks],
                 "timeout": [_float(task.timeout_seconds) for task in tasks],
                 "tags": [task.tags for task in tasks],
+                "announced": self.has_listeners,
             },
         )
 
@@ -208,6 +224,7 @@ class PostgresqlStore(Store):
             **_outcome(requeues),
             "delay": [float(requeue.delay_seconds) for requeue in requeues],
             "uncounted": [0 if requeue.counted else 1 for requeue in requeues],
+            "extra": [requeue.extra_attempts for requeue in requeues],
         }
         applied = await _attempts(c, _REQUEUE, parameters)
         return [attempt in applied for attempt in attempts]

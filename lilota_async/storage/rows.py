@@ -61,8 +61,12 @@ class RowStore(Store):
                 cpu_seconds = :cpu, peak_memory_bytes = :memory, log = :log
             WHERE {_FENCE}""")
         self._requeue = text(f"""
-            UPDATE lilota_task SET status = 'pending', run_at = {dialect.later(":delay")},
-                locked_by = NULL, pid = NULL, attempts = attempts - :uncounted,
+            UPDATE lilota_task SET
+                status = CASE WHEN cancel_requested_at IS NULL THEN 'pending'
+                    ELSE 'cancelled' END,
+                end_date_time = CASE WHEN cancel_requested_at IS NOT NULL THEN {now} END,
+                run_at = {dialect.later(":delay")}, locked_by = NULL, pid = NULL,
+                attempts = attempts - :uncounted, max_attempts = max_attempts + :extra,
                 exception = COALESCE(:exception, exception),
                 failures = COALESCE(:failures, failures),
                 cpu_seconds = COALESCE(:cpu, cpu_seconds),
@@ -124,6 +128,7 @@ class RowStore(Store):
                 **_outcome(requeue),
                 "delay": float(requeue.delay_seconds),
                 "uncounted": 0 if requeue.counted else 1,
+                "extra": requeue.extra_attempts,
             }
             applied.append((await c.execute(self._requeue, parameters)).rowcount == 1)
         return applied

@@ -26,6 +26,7 @@ class SqliteDialect(RowDialect):
     now = _NOW
     seconds_since_seen = f"({_JULIAN_NOW} - julianday(last_seen_at)) * {_SECONDS_PER_DAY}"
     for_update = ""
+    for_adoption = ""
     for_claim = ""
     pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
@@ -24,6 +24,7 @@ from lilota_async.storage.transitions import (
     ClaimedTask,
     Finish,
     LiveNode,
+    LostTask,
     NewTask,
     NodeRecord,
     Report,
@@ -45,6 +46,7 @@ class Dialect:
     now: str
     seconds_since_seen: str
     for_update: str = "FOR UPDATE"
+    for_adoption: str = "FOR UPDATE SKIP LOCKED"
     upsert_node: str = "ON CONFLICT (id) DO UPDATE SET last_seen_at = excluded.last_seen_at"
 
     def key(self, value: UUID) -> Any:
@@ -62,10 +64,25 @@ class Store(ABC):
     one_statement_batches = False
     """Whether a batch is one statement, atomic without a transaction around it."""
 
+    has_listeners = False
+    """Whether other nodes are told what there is to do; kept up to date by the recovery."""
+
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self._key = dialect.key
         self._statements = _statements(dialect)
+        self._lost = text(f"""
+            SELECT id, name, attempts, interruptions, cancel_requested_at FROM lilota_task
+            WHERE status = 'running' AND name IN :names
+                AND (locked_by IN :owners OR (:unowned AND locked_by IS NULL))
+            ORDER BY id LIMIT :limit {dialect.for_adoption}""").bindparams(
+            bindparam("names", expanding=True), bindparam("owners", expanding=True)
+        )
+        self._lost_owners = text("""
+            SELECT DISTINCT locked_by FROM lilota_task
+            WHERE status = 'running' AND name IN :names AND NOT EXISTS
+                (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
+            """).bindparams(bindparam("names", expanding=True))
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     @abstractmethod
@@ -100,6 +117,8 @@ class Store(ABC):
         parameters = {"id": self._key(task_id)}
         status = (await c.execute(self._statements["locked_status"], parameters)).scalar()
         await c.execute(self._statements["request_cancel"], parameters)
+        if self.has_listeners:
+            await self.announce(c)
         return _status(status)
 
     async def cancel_requests(self, c: AsyncConnection, node_id: UUID) -> list[Attempt]:
@@ -132,6 +151,9 @@ class Store(ABC):
             raise TaskIsRunning(task_id)
         return False
 
+    async def announce(self, c: AsyncConnection) -> None:  # noqa: B027
+        """Tell the other nodes that there is something new, where the database can."""
+
     async def clock(self, c: AsyncConnection) -> datetime:
         """The time of the database."""
         row = (await c.execute(self._clock)).one()
@@ -139,7 +161,7 @@ class Store(ABC):
         return time
 
     async def register_node(self, c: AsyncConnection, node: NodeRecord) -> None:
-        """Make the node known, seen now. A node that was removed needs a new id."""
+        """Make the node known, seen now; the others hear that there is one to tell."""
         await c.execute(
             self._statements["register_node"],
             {
@@ -152,6 +174,7 @@ class Store(ABC):
                 "version": node.version,
             },
         )
+        await self.announce(c)
 
     async def heartbeat(self, c: AsyncConnection, node_id: UUID) -> bool:
         """Seen now; False when the row is gone, since others have taken over."""
@@ -159,7 +182,7 @@ class Store(ABC):
         return bool(result.rowcount == 1)
 
     async def remove_node(self, c: AsyncConnection, node_id: UUID) -> None:
-        """Forget the node; its running tasks, if any, are for `take_over()`."""
+        """Forget the node; its running tasks, if any, are for `adopt()`."""
         await c.execute(self._statements["remove_node"], {"id": self._key(node_id)})
 
     async def nodes(self, c: AsyncConnection) -> list[LiveNode]:
@@ -176,23 +199,40 @@ class Store(ABC):
             for row in rows.all()
         ]
 
-    async def take_over(self, c: AsyncConnection, dead: Sequence[UUID]) -> int:
-        """running -> pending for what belongs to no node any more, `dead` included.
+    async def adopt(
+        self, c: AsyncConnection, node_id: UUID, names: Sequence[str], limit: int
+    ) -> list[LostTask]:
+        """running -> running: tasks of no registered node become this node's, interrupted.
 
-        Counts an interruption on each. Returns how many rows it was; several nodes at once
-        share them. Belongs into a transaction.
+        The new owner decides what becomes of them and writes that, fenced as ever. Several
+        nodes at once share them. Belongs into a transaction.
         """
-        for node_id in dead:
-            await self.remove_node(c, node_id)
-        # By owner and not by row: a row that another node takes over and claims meanwhile
-        # has a new owner then, and does not match any more.
-        rows = await c.execute(self._statements["lost_owners"])
-        taken = 0
-        for (owner,) in rows.all():
-            name = "take_over_unowned" if owner is None else "take_over"
-            parameters = {} if owner is None else {"owner": owner}
-            taken += (await c.execute(self._statements[name], parameters)).rowcount
-        return taken
+        # The owners first: rows that another node adopts and claims meanwhile have a new one
+        # then, which this transaction may not see as registered yet.
+        owners = (await c.execute(self._lost_owners, {"names": list(names)})).scalars().all()
+        if not owners:
+            return []
+        parameters = {
+            "names": list(names),
+            "owners": [owner for owner in owners if owner is not None] or [None],
+            "unowned": None in owners,
+            "limit": limit,
+        }
+        found = await c.execute(self._lost, parameters)
+        lost = [
+            LostTask(
+                attempt=Attempt(id=TaskId(row.id), number=row.attempts, node_id=node_id),
+                name=row.name,
+                interruptions=row.interruptions + 1,
+                is_cancel_requested=row.cancel_requested_at is not None,
+            )
+            for row in found.all()
+        ]
+        if lost:
+            owner = self._key(node_id)
+            keys = [{"id": self._key(task.attempt.id), "node": owner} for task in lost]
+            await c.execute(self._statements["adopt"], keys)
+        return lost
 
     async def release_unknown(
         self, c: AsyncConnection, node_id: UUID, known: Sequence[UUID]
@@ -232,7 +272,6 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
     now, for_update = dialect.now, dialect.for_update
     final = "status IN ('completed', 'failed', 'cancelled')"
     requeued = f"status = 'pending', locked_by = NULL, pid = NULL, run_at = {now}"
-    interrupted = f"SET {requeued}, interruptions = interruptions + 1 WHERE status = 'running'"
     statements = {
         "status": "SELECT status FROM lilota_task WHERE id = :id",
         "locked_status": f"SELECT status FROM lilota_task WHERE id = :id {for_update}",
@@ -264,11 +303,9 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
         "nodes": f"""
             SELECT id, machine, pid, pid_started, {dialect.seconds_since_seen} AS silent_seconds
             FROM lilota_node ORDER BY id""",
-        "lost_owners": """
-            SELECT DISTINCT locked_by FROM lilota_task WHERE status = 'running' AND NOT EXISTS
-                (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)""",
-        "take_over": f"UPDATE lilota_task {interrupted} AND locked_by = :owner",
-        "take_over_unowned": f"UPDATE lilota_task {interrupted} AND locked_by IS NULL",
+        "adopt": """
+            UPDATE lilota_task SET locked_by = :node, interruptions = interruptions + 1
+            WHERE id = :id AND status = 'running'""",
         "running_of": """
             SELECT id FROM lilota_task WHERE status = 'running' AND locked_by = :node""",
         "release": f"""

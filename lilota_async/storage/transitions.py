@@ -58,6 +58,16 @@ class ClaimedTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostTask:
+    """A running task whose node is gone; `attempt` is fenced with the node that adopted it."""
+
+    attempt: Attempt
+    name: str
+    interruptions: int
+    is_cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What an attempt used, as far as known, and the tail of what it wrote."""
 

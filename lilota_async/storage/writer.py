@@ -188,15 +188,18 @@ class Writer:
             await self._lost(batch, error)
             return
         batch = [operation for operation in batch if not operation.is_abandoned]
-        if not batch:
-            return
         try:
+            if not batch:
+                if not self._link.is_up:
+                    await self._link.probe()
+                return
             outcomes = await self._commit(connection, batch)
         except Exception as error:
-            if is_disconnect(error):
-                self._suspect(batch)
+            if is_disconnect(error) or not batch:
                 await self._lost(batch, error)
-            elif is_conflict(error) and tries < _CONFLICT_TRIES:
+                return
+            self._link.confirm()
+            if is_conflict(error) and tries < _CONFLICT_TRIES:
                 await asyncio.sleep(random.uniform(0, _CONFLICT_PAUSE))
                 await self._flush(batch, tries + 1)
             elif len(batch) == 1:
@@ -206,6 +209,7 @@ class Writer:
                 await self._flush(batch[:middle])
                 await self._flush(batch[middle:])
         else:
+            self._link.confirm()
             for operation, outcome in zip(batch, outcomes, strict=True):
                 self._settle(operation, outcome)
 
@@ -225,7 +229,9 @@ class Writer:
             await commit(connection)
             return outcomes
         except Exception as error:
-            if not connection.invalidated and not self._is_one_statement(batch):
+            if connection.invalidated:
+                self._suspect(batch)
+            elif not self._is_one_statement(batch):
                 await rollback(connection)
             for operation in batch:
                 operation.in_doubt |= committing and is_disconnect(error)

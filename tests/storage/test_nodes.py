@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC
 from uuid import UUID
 
@@ -11,7 +13,9 @@ import pytest
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import Finish, LostTask, Requeue
 from tests.storage.support import (
+    NAMES,
     NODE,
     OTHER_NODE,
     claim,
@@ -34,10 +38,16 @@ async def register(database: Database, store: Store, node_id: UUID) -> None:
         await store.register_node(connection, node_record(node_id))
 
 
-async def take_over(database: Database, store: Store, *dead: UUID) -> int:
-    """Take over in a transaction."""
+async def adopt(
+    database: Database,
+    store: Store,
+    node_id: UUID = OTHER_NODE,
+    names: Sequence[str] = NAMES,
+    limit: int = 100,
+) -> list[LostTask]:
+    """Adopt in a transaction."""
     async with transacting(database) as connection:
-        return await store.take_over(connection, dead)
+        return await store.adopt(connection, node_id, names, limit)
 
 
 async def test_a_node_is_known_until_it_is_removed(database: Database, store: Store) -> None:
@@ -84,46 +94,58 @@ async def test_the_clock_is_that_of_the_rows(database: Database, store: Store) -
     assert before <= (await row_of(database, task.id)).created_at <= after
 
 
-async def test_take_over_requeues_the_tasks_of_the_dead(database: Database, store: Store) -> None:
-    """They are pending, with an interruption counted; those of the living stay."""
-    for node_id in (NODE, OTHER_NODE):
-        await register(database, store, node_id)
-    lost = (await claim_new(database, store)).attempt
-    kept_task = new_task()
-    await insert(database, store, [kept_task])
-    await claim(database, store, node_id=OTHER_NODE)
+async def test_adopt_takes_the_tasks_of_a_removed_node(database: Database, store: Store) -> None:
+    """They run on in the name of the new owner, an interruption counted; others stay."""
+    await register(database, store, OTHER_NODE)
+    await register(database, store, NODE)
+    attempt = (await claim_new(database, store)).attempt
+    assert await adopt(database, store) == []
+    async with transacting(database) as connection:
+        await store.request_cancel(connection, attempt.id)
+        await store.remove_node(connection, NODE)
 
-    assert await take_over(database, store, NODE) == 1
+    (lost,) = await adopt(database, store)
 
-    row = await row_of(database, lost.id)
-    assert (row.status, row.attempts, row.interruptions) == (TaskStatus.PENDING, 1, 1)
-    assert (row.locked_by, row.pid) == (None, None)
-    assert (await row_of(database, kept_task.id)).status == TaskStatus.RUNNING
-    async with database.connect() as connection:
-        assert [node.id for node in await store.nodes(connection)] == [OTHER_NODE]
+    assert lost.attempt == replace(attempt, node_id=OTHER_NODE)
+    assert (lost.name, lost.interruptions, lost.is_cancel_requested) == ("add", 1, True)
+    row = await row_of(database, attempt.id)
+    assert (row.status, row.attempts, row.interruptions) == (TaskStatus.RUNNING, 1, 1)
+    assert row.locked_by == OTHER_NODE
+    assert await adopt(database, store) == []
+    async with transacting(database) as connection:
+        old = Finish(attempt=attempt, status=TaskStatus.COMPLETED)
+        new = Requeue(attempt=lost.attempt)
+        assert await store.finish(connection, [old]) == [False]
+        assert await store.requeue(connection, [new]) == [True]
 
 
-async def test_take_over_finds_tasks_without_a_node(database: Database, store: Store) -> None:
-    """Running rows of nobody, and of nodes that nobody remembers, are requeued too."""
+async def test_adopt_finds_tasks_without_a_node(database: Database, store: Store) -> None:
+    """Rows of nobody, and of nodes that nobody remembers; by name, and so many at most."""
+    await register(database, store, OTHER_NODE)
     forgotten = (await claim_new(database, store)).attempt
     unowned = (await claim_new(database, store)).attempt
     key = store.dialect.key(unowned.id)
     await raw(database, "UPDATE lilota_task SET locked_by = NULL WHERE id = :id", id=key)
-    assert await take_over(database, store) == 2
-    assert await take_over(database, store) == 0
-    for attempt in (forgotten, unowned):
-        assert (await row_of(database, attempt.id)).interruptions == 1
+    assert await adopt(database, store, names=("Add", "add ")) == []
+    first = await adopt(database, store, limit=1)
+    second = await adopt(database, store)
+    assert [task.attempt.id for task in (*first, *second)] == [forgotten.id, unowned.id]
 
 
-async def test_concurrent_take_overs_share_the_rows(database: Database, store: Store) -> None:
-    """Each row is requeued once, whoever does it."""
-    await register(database, store, NODE)
+async def test_concurrent_adoptions_share_the_rows(database: Database, store: Store) -> None:
+    """Each row is adopted once, whoever does it."""
+    nodes = [TaskId() for _ in range(4)]
+    for node_id in nodes:
+        await register(database, store, node_id)
     await insert(database, store, [new_task() for _ in range(20)])
-    assert len(await claim(database, store, 20)) == 20
-    counts = await asyncio.gather(*(take_over(database, store, NODE) for _ in range(4)))
-    assert sum(counts) == 20
+    claimed = await claim(database, store, 20)
+    groups = await asyncio.gather(*(adopt(database, store, node_id) for node_id in nodes))
+    # Rows that another one holds are skipped; whoever looks next finds those left over.
+    groups.append(await adopt(database, store, nodes[0]))
+    ids = [task.attempt.id for group in groups for task in group]
+    assert sorted(ids) == sorted(task.attempt.id for task in claimed)
     rows = await raw(database, "SELECT DISTINCT interruptions, status FROM lilota_task")
-    assert [tuple(row) for row in rows] == [(1, "pending")]
+    assert [tuple(row) for row in rows] == [(1, "running")]
 
 
 async def test_release_of_what_the_node_does_not_know(database: Database, store: Store) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lilota_async.errors import ScheduleUnknown, StoreError, StoreUnavailable
 from lilota_async.models import TaskStatus
@@ -105,7 +106,8 @@ async def test_reads_survive_dead_connections(database: Database, store: Store) 
     task = new_task()
     async with Writer(database, store) as writer:
         await writer.insert([task])
-    await kill_others(database)
+    outside = Database(database.url)
+    await kill_others(outside)
     assert await get_task(database, task.id) is not None
 
 
@@ -182,6 +184,42 @@ async def test_a_lost_answer_is_unknown(database_url: str) -> None:
             await setting.writer.insert([task])
         assert caught.value.task_ids == (task.id,)
         await setting.proxy.cut()
+
+
+async def test_an_answer_stays_lost(database_url: str) -> None:
+    """A commit in doubt is still in doubt when the database does not come back in time."""
+    async with behind_proxy(database_url, store_timeout=0.7) as setting:
+        await setting.writer.insert([new_task()])
+        setting.proxy.mute()
+        inserting = asyncio.create_task(setting.writer.insert([new_task()]))
+        # A flush of more than one statement is muted at its BEGIN, and in no doubt.
+        one_statement = setting.store.one_statement_batches
+        with anyio.fail_after(5):
+            await setting.proxy.swallowed.wait()
+            await setting.proxy.cut()
+            with pytest.raises(ScheduleUnknown if one_statement else StoreUnavailable):
+                await inserting
+
+
+async def test_what_was_given_up_is_not_written_later(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An insert that said "nothing was written" keeps its word when a slow connect succeeds."""
+    gate = asyncio.Event()
+    async with Writer(database, store, store_timeout=0.3) as writer:
+        connect = writer._link.connect
+
+        async def slow() -> AsyncConnection:
+            await gate.wait()
+            return await connect()
+
+        monkeypatch.setattr(writer._link, "connect", slow)
+        with anyio.fail_after(5), pytest.raises(StoreUnavailable):
+            await writer.insert([new_task()])
+        gate.set()
+        last = new_task()
+        await writer.insert([last])
+        assert [task.id for task in await get_tasks(database)] == [last.id]
 
 
 async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
@@ -278,14 +316,27 @@ async def test_a_locked_sqlite_file_is_waited_for(
     async with Writer(database, store) as writer:
         async with database.connect() as other:
             await begin(other)
+
+            lose = writer._link.lose
+            losses = []
+
+            async def counted(error: BaseException) -> None:
+                losses.append(error)
+                await lose(error)
+
+            async def has_been_lost(count: int) -> bool:
+                return len(losses) >= count
+
+            writer._link.lose = counted  # type: ignore[method-assign]
             inserting = asyncio.create_task(writer.insert([new_task()]))
-
-            async def is_locked_out() -> bool:
-                return not writer.is_connected
-
-            await eventually(is_locked_out)
+            # Longer than what a write that breaks connections is allowed.
+            await eventually(lambda: has_been_lost(7))
+            assert await get_tasks(database) == []
+            assert not inserting.done()
             await rollback(other)
         with anyio.fail_after(5):
             await inserting
     await database.close()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
     assert "locked" in caplog.text

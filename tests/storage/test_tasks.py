@@ -71,6 +71,18 @@ async def test_insert_makes_a_pending_row(database: Database, store: Store) -> N
     assert row.run_at - row.created_at == timedelta(seconds=90.5)
 
 
+async def test_times_are_stored_in_one_format(database: Database, store: Store) -> None:
+    """On SQLite they compare as text, with the application's own microseconds too."""
+    if database.dialect != "sqlite":
+        pytest.skip("times are no text")
+    await insert(database, store, [new_task(delay_seconds=1.5), new_task()])
+    await claim(database, store)
+    columns = "created_at, run_at, start_date_time"
+    for row in await raw(database, f"SELECT {columns} FROM lilota_task"):
+        for value in row:
+            assert value is None or len(value) == len("2026-01-02 03:04:05.000000")
+
+
 async def test_a_second_insert_leaves_the_row_alone(database: Database, store: Store) -> None:
     """The same id makes no second row, be it in another statement or the same one."""
     task = new_task(input="1")

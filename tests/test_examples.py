@@ -1,0 +1,166 @@
+"""The examples, run as a user would run them."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import stat
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lilota_async.options import usable_cpus
+from tests.apps import POLL_SECONDS, ROOT, TASK_SECONDS, free_port, run_script, serving
+from tests.databases import Servers
+
+EXAMPLES = ROOT / "examples"
+
+
+def test_hello_world(tmp_path: Path) -> None:
+    """What the task prints, in another process, is on its row and not in the terminal."""
+    (line,) = run_script(EXAMPLES / "01_hello_world.py", tmp_path)
+    found = re.fullmatch(
+        r"Process (\d+) reads the row: completed, log: 'Hello from process (\d+)\\n'", line
+    )
+    assert found
+    assert found[1] != found[2]
+
+
+def test_add_two_numbers(tmp_path: Path) -> None:
+    """The ancestor's example, awaited, on a database file that only its owner may read."""
+    assert run_script(EXAMPLES / "02_add_two_numbers.py", tmp_path) == ["2 + 3 = 5"]
+    assert stat.S_IMODE((tmp_path / "lilota.db").stat().st_mode) == 0o600
+
+
+def test_add_two_numbers_again(tmp_path: Path) -> None:
+    """A second run on the database of the first does the same."""
+    for _ in range(2):
+        assert run_script(EXAMPLES / "02_add_two_numbers.py", tmp_path) == ["2 + 3 = 5"]
+
+
+def test_add_two_numbers_on_postgresql(servers: Servers, tmp_path: Path) -> None:
+    """LILOTA_DB_URL names another database, and no file is made."""
+    url = servers.empty_database("postgresql+asyncpg", tmp_path)
+    lines = run_script(EXAMPLES / "02_add_two_numbers.py", tmp_path, {"LILOTA_DB_URL": url})
+    assert lines == ["2 + 3 = 5"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pydantic(tmp_path: Path) -> None:
+    """A pydantic model is rebuilt in the task, and a dict that does not fit is refused."""
+    assert run_script(EXAMPLES / "03_pydantic.py", tmp_path) == [
+        "Invoice for A-17: 3.60, due on 2025-03-28",
+        "Refused at $.lines[0].quantity: Field required",
+    ]
+
+
+def test_database_inside_task(tmp_path: Path) -> None:
+    """The task writes to the application's own database, and may do so again."""
+    for _ in range(2):
+        lines = run_script(EXAMPLES / "04_database_inside_task.py", tmp_path)
+        assert lines == ["Ada has 2 orders, 42 in total"]
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        assert connection.execute("SELECT * FROM reports").fetchall() == [("Ada", 42)]
+
+
+def test_progress(tmp_path: Path) -> None:
+    """Progress arrives in order and up to 100, and every line that was printed arrives."""
+    lines = run_script(EXAMPLES / "05_progress.py", tmp_path)
+    percentages = [int(line.removesuffix(" %")) for line in lines if line.endswith(" %")]
+    assert percentages == sorted(percentages)
+    assert len(percentages) > 1
+    assert percentages[-1] == 100
+    said = [line for line in lines if line.startswith("  it says: ")]
+    assert said == [f"  it says: page {page} is printed" for page in range(1, 11)]
+    assert lines[-1] == "it is completed"
+
+
+def commands(name: str, port: int) -> dict[str, list[str]]:
+    """The ways to start an application that its docstring names."""
+    return {
+        "script": [str(EXAMPLES / f"{name}.py")],
+        "uvicorn": [
+            *("-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", str(port)),
+            f"{name}:app",
+        ],
+    }
+
+
+@pytest.mark.parametrize("way", ["script", "uvicorn"])
+def test_fastapi_app(way: str, tmp_path: Path) -> None:
+    """A report is accepted, followed to its end and read; SIGTERM leaves no process."""
+    port = free_port()
+    with serving(commands("06_fastapi_app", port)[way], tmp_path, port) as server:
+        client = server.client
+        answer = client.post("/reports", json={"title": "Sales", "pages": 4})
+        assert answer.status_code == 202
+        path = f"/reports/{answer.json()['id']}"
+        assert server.wait_for(path) == {
+            "status": "completed",
+            "progress": 100,
+            "output": {"text": "Sales, 4 pages"},
+            "error": None,
+        }
+        assert client.post("/reports", json={"title": "Sales", "pages": 0}).status_code == 422
+        assert client.get("/reports/nonsense").status_code == 422
+        assert client.get("/reports/01939e4a-7d1c-7000-8000-000000000000").status_code == 404
+
+
+@pytest.mark.parametrize("way", ["script", "uvicorn"])
+def test_starlette_app(way: str, tmp_path: Path) -> None:
+    """The primes are counted, by the Lilota that the request's state holds."""
+    port = free_port()
+    with serving(commands("07_starlette_app", port)[way], tmp_path, port) as server:
+        client = server.client
+        answer = client.post("/primes", params={"below": 1000})
+        assert answer.status_code == 202
+        path = f"/primes/{answer.json()['id']}"
+        assert server.wait_for(path) == {"status": "completed", "primes": 168}
+        assert client.delete(path).json() == {"cancelled": False}
+        assert client.post("/primes", params={"below": "many"}).status_code == 422
+
+
+def test_cancel_in_starlette_app(tmp_path: Path) -> None:
+    """A request cancels what another has started."""
+    port = free_port()
+    with serving(commands("07_starlette_app", port)["script"], tmp_path, port) as server:
+        answer = server.client.post("/primes", params={"below": 200_000_000})
+        path = f"/primes/{answer.json()['id']}"
+        server.wait_for(path, "running")
+        assert server.client.delete(path).json() == {"cancelled": True}
+        assert server.wait_for(path, "cancelled")["primes"] is None
+
+
+def test_sigterm_while_a_task_runs(tmp_path: Path) -> None:
+    """What runs is finished, what waits is pending and has paid no attempt."""
+    port = free_port()
+    number = 3 * usable_cpus()  # more than can run at once
+    with serving(commands("06_fastapi_app", port)["script"], tmp_path, port) as server:
+        for _ in range(number):
+            server.client.post("/reports", json={"title": "Sales", "pages": 30})
+        wait_for_progress(tmp_path)
+        server.stop()
+    with closing(sqlite3.connect(tmp_path / "lilota.db")) as connection:
+        rows = connection.execute("SELECT status, attempts FROM lilota_task").fetchall()
+    assert set(rows) == {("completed", 1), ("pending", 0)}
+    assert len(rows) == number
+
+
+def wait_for_progress(directory: Path) -> None:
+    """Wait until a task is in the middle of its work."""
+    deadline = time.monotonic() + TASK_SECONDS
+    with closing(sqlite3.connect(directory / "lilota.db")) as connection:
+        while not connection.execute(
+            "SELECT 1 FROM lilota_task WHERE status = 'running' AND progress_percentage > 0"
+        ).fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(POLL_SECONDS)
+
+
+def test_all_examples_are_tested() -> None:
+    """An example that is added gets a test here."""
+    source = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert example.stem in source
