@@ -16,7 +16,7 @@ from lilota_async.engine.recovery import Recovery
 from lilota_async.errors import ConfigurationError, NotRunning
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
-from lilota_async.execution.processes import ProcessPool
+from lilota_async.execution.processes import ProcessPool, Recycling
 from lilota_async.models.values import TaskId
 from lilota_async.options import NodeOptions
 from lilota_async.registry import Registry
@@ -160,7 +160,14 @@ class Node:
 
         return {
             "process": ProcessPool(
-                options.processes, on_idle, start_method=options.start_method, preload=PRELOAD
+                options.processes,
+                on_idle,
+                start_method=options.start_method,
+                preload=PRELOAD,
+                recycling=Recycling(
+                    calls=options.recycle_after or None,
+                    growth_bytes=options.recycle_growth_bytes,
+                ),
             ),
             "thread": LocalPool(options.threads, on_idle, threads=True),
             "loop": LocalPool(options.coroutines, on_idle, threads=False),

@@ -114,12 +114,12 @@ class Tasks:
         """
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
-            async with self._follow(task_id, "wait()") as (task, events):
-                if _status_event(task).status.is_final:
-                    return task
-                async for _ in events:
-                    pass
-            return await self._existing(task_id)
+            while True:  # again, when somebody has put the task back meanwhile
+                async with self._follow(task_id, "wait()") as (task, events):
+                    if _status_event(task).status.is_final:
+                        return task
+                    async for _ in events:
+                        pass
 
     async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
         """Wait for the task and return its output, as its output model.

@@ -13,6 +13,7 @@ import msgspec
 from lilota_async.codec import escape_text
 from lilota_async.engine.lifecycle import End, Intent, conclude
 from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
+from lilota_async.execution.memory_watch import MemoryGuard, MemoryWatch
 from lilota_async.execution.protocol import (
     Call,
     Checkpoint,
@@ -27,6 +28,7 @@ from lilota_async.registry import RegisteredTask
 from lilota_async.storage.transitions import ClaimedTask, Finish, Report, Requeue
 
 LOG_LIMIT = 64 * 1024
+MEBIBYTE = 1024 * 1024
 REPORT_SECONDS = 0.3  # between two writes of one task's progress
 KILL_AGAIN_SECONDS = 0.05
 
@@ -56,6 +58,7 @@ class Hooks:
     report: Callable[[Report], Coroutine[Any, Any, Any]]
     spawn: Callable[[Coroutine[Any, Any, Any]], None]
     observe: Callable[[str, float], None]
+    memory_watch: MemoryWatch
     progress_is_manual: bool
     grace_seconds: float
 
@@ -77,6 +80,10 @@ class RunningAttempt:
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._max_memory = (
+            task.settings.max_memory_bytes if task.settings.executor == "process" else None
+        )
+        self._memory: MemoryGuard | None = None
         self._reports = Reports(self)
         self._log = LogTail()
 
@@ -85,6 +92,8 @@ class RunningAttempt:
         ended = await self._slot.run(self._call(), self._on_message)
         if self._timer is not None:
             self._timer.cancel()
+        if self._memory is not None:
+            self._hooks.memory_watch.remove(self._memory)
         self._reports.close()
         if isinstance(ended, Outcome) and ended.seconds is not None:
             self._hooks.observe(self.claimed.name, ended.seconds)
@@ -103,6 +112,7 @@ class RunningAttempt:
                 progress_is_manual=self._hooks.progress_is_manual,
                 log=self._log.text(),
                 limit=self._limit(),
+                peak_memory_bytes=self._memory.peak_bytes if self._memory else None,
             )
         )
 
@@ -111,7 +121,8 @@ class RunningAttempt:
         if self.intent is not None or self.concluded.done():
             return
         self.intent = intent
-        if intent is Intent.LEASE_LOST:  # another node may be running it already
+        # Another node may be running it already, or there is no time for a farewell.
+        if intent in (Intent.LEASE_LOST, Intent.MEMORY):
             self._kill()
             return
         self._slot.interrupt(self._serial, "timeout" if intent is Intent.TIMEOUT else "cancel")
@@ -137,7 +148,7 @@ class RunningAttempt:
             input=_bytes(claimed.input),
             tags=_tags(claimed.tags),
             checkpoint=_bytes(claimed.checkpoint),
-            has_timeout=claimed.timeout_seconds is not None,
+            reports_start=claimed.timeout_seconds is not None or self._max_memory is not None,
         )
 
     def _on_message(self, message: Message | bytes) -> None:
@@ -150,8 +161,20 @@ class RunningAttempt:
             self.publish("progress")
         elif isinstance(message, Checkpoint):
             self._reports.checkpoint(bytes(message.state).decode())
-        elif isinstance(message, Started) and self.claimed.timeout_seconds is not None:
-            self._arm(self.claimed.timeout_seconds, lambda: self.stop(Intent.TIMEOUT))
+        elif isinstance(message, Started):
+            self._on_start()
+
+    def _on_start(self) -> None:
+        """The task's own code begins: its limits count from here."""
+        if self.intent is not None:
+            return
+        timeout = self.claimed.timeout_seconds
+        if timeout is not None:
+            self._arm(timeout, lambda: self.stop(Intent.TIMEOUT))
+        if self._max_memory is not None and self._memory is None:
+            self._memory = self._hooks.memory_watch.add(
+                self._slot.pid, self._max_memory, lambda _: self.stop(Intent.MEMORY)
+            )
 
     def _on_text(self, text: str) -> None:
         self._log.add(text)
@@ -189,8 +212,10 @@ class RunningAttempt:
         self._hooks.spawn(self._hooks.report(report))
 
     def _limit(self) -> str:
+        if self.intent is Intent.MEMORY and self._max_memory is not None:
+            return f"{self._max_memory / MEBIBYTE:g} MiB"
         timeout = self.claimed.timeout_seconds
-        return f"{timeout:g} s" if self.intent is Intent.TIMEOUT and timeout is not None else ""
+        return "" if timeout is None else f"{timeout:g} s"
 
 
 class Reports:

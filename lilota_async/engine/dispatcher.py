@@ -19,6 +19,7 @@ from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.errors import StoreError
 from lilota_async.execution.cells import Unstarted
+from lilota_async.execution.memory_watch import MemoryWatch
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
@@ -82,6 +83,7 @@ class Dispatcher:
             report=self._report,
             spawn=self._spawn,
             observe=self._bursts.observe,
+            memory_watch=MemoryWatch(),
             progress_is_manual=settings.progress_is_manual,
             grace_seconds=settings.grace_seconds,
         )

@@ -117,11 +117,12 @@ class Events:
         while self._subscriptions:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LAST_POLL_SECONDS)
+            asked = list(self._subscriptions)
             try:
-                states = await self._read_states(list(self._subscriptions))
+                states = await self._read_states(asked)
             except StoreError:
                 continue  # the writer says that the database is away, once
-            for task_id in list(self._subscriptions):
+            for task_id in asked:  # those that came meanwhile are no deleted ones
                 self._compare(task_id, states.get(task_id))
 
     def _compare(self, task_id: TaskId[Any], state: tuple[TaskStatus, int] | None) -> None:

@@ -57,7 +57,7 @@ class End:
     progress_is_manual: bool
     log: str | None = None
     limit: str = ""  # what was exceeded, for people: "2 s", "512 MiB"
-    out_of_memory: bool = False
+    peak_memory_bytes: int | None = None  # of all its processes, where that was watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,16 +143,18 @@ def _failure(end: End) -> Failure:
         return _stopped("timeout", "TaskTimeout", message, ended, _TIMED_OUT)
     if _was_stopped_for(end, Intent.MEMORY):
         message = f"the task used more memory than its limit of {end.limit}"
-        return _stopped("memory", "MemoryLimit", message, ended, _CRASHED)
+        failure = _stopped("memory", "MemoryLimit", message, ended, _CRASHED)
+        failure.exception["peak_memory_bytes"] = end.peak_memory_bytes
+        return failure
     if isinstance(ended, Outcome):
         return Failure(exception=ended.failure or {}, lineage=ended.lineage)
     assert isinstance(ended, Crash)
     how = f"signal {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
     message = f"the task's process ended with {how} while the task was running"
-    if end.out_of_memory:
+    if ended.out_of_memory:
         message += "; probably out of memory, since the kernel ended a process for that"
     exception: dict[str, Any] = {"kind": "crash", "type": "TaskCrashed", "message": message}
-    exception |= {"traceback": "", "exit_code": ended.exit_code, "signal": ended.signal}
+    exception |= {"traceback": ended.traceback, "exit_code": ended.exit_code, "signal": ended.signal}
     return Failure(exception=exception, lineage=_CRASHED)
 
 
@@ -205,7 +207,7 @@ def _cost(end: End) -> Cost:
         return Cost()
     return Cost(
         cpu_seconds=end.ended.cpu_seconds,
-        peak_memory_bytes=end.ended.peak_memory_bytes,
+        peak_memory_bytes=end.peak_memory_bytes or end.ended.peak_memory_bytes,
         log=end.log,
     )
 

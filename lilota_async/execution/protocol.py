@@ -40,7 +40,7 @@ class Call:
     input: bytes | None
     tags: tuple[str, ...] = ()
     checkpoint: bytes | None = None
-    has_timeout: bool = False
+    reports_start: bool = False
 
 
 class Begin(msgspec.Struct, tag=True, frozen=True):

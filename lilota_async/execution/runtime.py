@@ -76,8 +76,10 @@ def execute(calls: Sequence[Call]) -> None:
 
 def _end_instead_of_telling(error: BaseException, _traceback: Any) -> NoReturn:
     """For what is raised outside of a task, as by a signal handler that one has left."""
-    traceback.print_exception(error)
-    os._exit(1)
+    try:
+        traceback.print_exception(error)
+    finally:
+        os._exit(1)
 
 
 class Worker:
@@ -145,7 +147,7 @@ class Worker:
             task = CurrentTask(call, self.publish, lambda: call.serial in self._requests)
             enter_task(task)
             arguments = runnable.arguments_for(call, task)
-            if call.has_timeout:
+            if call.reports_start:
                 self.publish(Started(call.serial))
             result = self._invoke(call.serial, runnable, arguments)
         except BaseException as error:

@@ -244,4 +244,3 @@ async def test_who_waited_and_was_cancelled_costs_nothing(cells: Bench) -> None:
     await asyncio.sleep(0.05)
     running.cancel()
     assert await cells.value(cell, tasks.ok) == "ok"
-

@@ -1,0 +1,137 @@
+"""What a task returns or raises: always a value of ours, never the death of a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lilota_async.execution.protocol import Checkpoint, Outcome, Progress
+from tests.execution import tasks
+from tests.execution.support import Bench, Heard, call_of, failure_of, value_of
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("function", "type_name", "message"),
+    [
+        (tasks.raise_needs_args, "NeedsArgs", "needs 1 and 2"),
+        (tasks.raise_fails_to_pickle, "FailsToPickle", "here"),
+        (tasks.raise_fails_to_speak, "FailsToSpeak", ""),
+        (tasks.raise_group, "ExceptionGroup", "several (2 sub-exceptions)"),
+        (tasks.raise_system_exit, "SystemExit", "3"),
+        (tasks.raise_keyboard_interrupt, "KeyboardInterrupt", ""),
+        (tasks.raise_stop_iteration, "StopIteration", "value"),
+        (tasks.raise_cancelled, "CancelledError", "of my own"),
+        (tasks.raise_generator_exit, "GeneratorExit", ""),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_whatever_is_raised_is_a_failure(
+    cells: Bench, function: Callable[..., Any], type_name: str, message: str
+) -> None:
+    """Its type, its message and where it was raised; the process goes on."""
+    cell = await cells.cell()
+    failure = failure_of(await cells.run(cell, function))
+    assert failure["kind"] == "error"
+    assert failure["type"].rpartition(".")[2] == type_name
+    assert message in failure["message"]
+    assert f"in {function.__name__}" in failure["traceback"]
+    assert "lilota_async" not in failure["traceback"]
+    assert await cells.value(cell, tasks.pid) == cell.pid
+
+
+async def test_the_lineage_names_the_bases(cells: Bench) -> None:
+    """A retry policy sees subclasses as what they are."""
+    cell = await cells.cell()
+    ended = await cells.run(cell, tasks.raise_needs_args)
+    assert isinstance(ended, Outcome)
+    assert ended.lineage[0] == "tests.execution.tasks.NeedsArgs"
+    assert "builtins.Exception" in ended.lineage
+
+
+@pytest.mark.parametrize("function", [tasks.raise_evil, tasks.return_evil])
+async def test_nothing_of_the_tasks_is_unpickled(
+    cells: Bench, tmp_path: Path, function: Callable[..., Any]
+) -> None:
+    """An object that runs code where it is unpickled runs none here."""
+    cell = await cells.cell()
+    marker = tmp_path / "marker"
+    failure_of(await cells.run(cell, function, str(marker)))
+    assert not marker.exists()
+    assert await cells.value(cell, tasks.pid) == cell.pid
+
+
+@pytest.mark.parametrize(
+    "function", [tasks.return_object, tasks.return_deep, tasks.return_large, tasks.return_evil]
+)
+async def test_what_is_no_output_is_said_to_be_none(
+    cells: Bench, function: Callable[..., Any]
+) -> None:
+    """Values that JSON cannot hold, too deep or too large."""
+    cell = await cells.cell()
+    input = "/nowhere" if function is tasks.return_evil else None
+    failure = failure_of(await cells.run(cell, function, input))
+    assert failure["kind"] == "invalid_output"
+    assert failure["message"]
+    assert await cells.value(cell, tasks.pid) == cell.pid
+
+
+async def test_an_outcome_that_cannot_be_said_is_a_failure(cells: Bench) -> None:
+    """A class whose name no JSON can hold costs neither the process nor the answer."""
+    cell = await cells.cell()
+    assert failure_of(await cells.run(cell, tasks.raise_oddly_named))["kind"] == "error"
+    assert await cells.value(cell, tasks.pid) == cell.pid
+
+
+async def test_an_input_that_does_not_fit_is_a_failure(cells: Bench) -> None:
+    """The row may be of an older version of the task."""
+    cell = await cells.cell()
+    failure = failure_of(await cells.run(cell, tasks.say, {"no": "text"}))
+    assert failure["type"].endswith("InvalidInput")
+
+
+async def test_an_outcome_says_what_it_has_cost(cells: Bench) -> None:
+    """The peak is that of the task, and not of an earlier one."""
+    cell = await cells.cell()
+    large = await cells.run(cell, tasks.use_memory, 100)
+    small = await cells.run(cell, tasks.ok)
+    assert isinstance(large, Outcome)
+    assert isinstance(small, Outcome)
+    assert large.peak_memory_bytes is not None
+    assert small.peak_memory_bytes is not None
+    assert large.peak_memory_bytes > 100 * 1024 * 1024 > small.peak_memory_bytes
+    assert large.cpu_seconds is not None
+    assert 0 < large.cpu_seconds < 5
+
+
+async def test_progress_and_checkpoint_are_heard(cells: Bench) -> None:
+    """In their order; the last progress is in the outcome too."""
+    cell = await cells.cell()
+    heard = Heard()
+    call = call_of(tasks.report, 50)
+    ended = await cell.run(call, heard)
+    assert isinstance(ended, Outcome)
+    assert ended.progress == 49
+    said = [message.percentage for message in heard.messages if isinstance(message, Progress)]
+    assert said == sorted(said)
+    kept = [bytes(m.state) for m in heard.messages if isinstance(m, Checkpoint)]
+    assert kept == [b'{"step":50}']
+
+
+async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> None:
+    """Calls that come while others run are sent together."""
+    cell = await cells.cell()
+    heard = [Heard() for _ in range(40)]
+    calls = [call_of(tasks.say, str(number)) for number in range(40)]
+    ended = await asyncio.gather(
+        *(cell.run(call, listener) for call, listener in zip(calls, heard, strict=True))
+    )
+    assert [value_of(each) for each in ended] == [None] * 40
+    assert [each.text for each in heard] == [f"{number}\n" for number in range(40)]
+    assert cell.load == 0
+    assert cell.finished_calls == 40
