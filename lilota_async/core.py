@@ -343,7 +343,8 @@ class Lilota(Tasks):
         row = self._new_task(
             task, input, priority=priority, timeout=timeout, tags=tags, task_id=task_id
         )
-        await node.insert([row])
+        # An id of the caller's may have a row already, which must not be taken for running.
+        await (node.insert_one(row) if task_id is None else node.insert([row]))
         return row.id
 
     async def schedule_many(

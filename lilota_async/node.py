@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 from uuid import UUID
 
 from lilota_async.engine.cancellation import CancelRequests
+from lilota_async.engine.attempt import Slot
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.recovery import Recovery
@@ -25,7 +28,7 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.store import create_store
-from lilota_async.storage.transitions import NewTask, NodeRecord
+from lilota_async.storage.transitions import NewTask, NodeRecord, as_claimed
 from lilota_async.storage.writer import Writer
 
 # The fork server imports them once for all task processes, which load the same modules as the
@@ -132,15 +135,41 @@ class Node:
 
     async def insert(self, tasks: list[NewTask]) -> None:
         """Commit new rows, and have them run."""
+        with self._insertion():
+            try:
+                await self.writer.insert(tasks)
+            finally:
+                self.dispatcher.wake()  # a caller that was cancelled may have a row all the same
+
+    async def insert_one(self, task: NewTask) -> None:
+        """Commit a new row: as running, when a slot is free for it and nothing else waits."""
+        slot = self.dispatcher.reserve(task.name) if self._accepting else None
+        if slot is None:
+            await self.insert([task])
+        else:
+            # A row that says running must get to its slot, whatever becomes of the caller.
+            await self._database.undisturbed(self._insert_running(task, slot))
+
+    async def _insert_running(self, task: NewTask, slot: Slot) -> None:
+        with self._insertion():
+            running = replace(task, node_id=self.id, pid=slot.pid)
+            try:
+                await self.writer.insert([running])
+            except BaseException:
+                self.dispatcher.give_up_reserved(slot)
+                raise
+            self.dispatcher.begin_reserved(as_claimed(running), slot)
+
+    @contextmanager
+    def _insertion(self) -> Iterator[None]:
         if not self._accepting:
             raise NotRunning("schedule()")
         self._inserting += 1
         try:
-            await self.writer.insert(tasks)
+            yield
         finally:
             self._inserting -= 1
             self._inserted.set()
-        self.dispatcher.wake()
 
     def _is_notified(self) -> bool:
         return self._notifications is not None and self._notifications.is_up

@@ -72,6 +72,7 @@ class Dispatcher:
         self._claim_in_doubt = False
         self._bursts = Bursts()
         self._running: dict[TaskId[Any], RunningAttempt] = {}
+        self._reserved: set[Slot] = set()
         self._unstarted: Counter[TaskId[Any]] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._loop_task: asyncio.Task[None] | None = None
@@ -104,6 +105,28 @@ class Dispatcher:
     @property
     def is_running_anything(self) -> bool:
         return bool(self._running)
+
+    def reserve(self, name: str) -> Slot | None:
+        """A free slot for a task that is about to be inserted, if nothing waits before it."""
+        kind = self._registry[name].settings.executor
+        if self._may_be_more or self._halting or self._drained is not None:
+            return None
+        for slot in self._pools[kind].slots() if self._pools else ():
+            if not slot.load and slot not in self._reserved:
+                self._reserved.add(slot)
+                return slot
+        return None
+
+    def begin_reserved(self, claimed: ClaimedTask, slot: Slot) -> None:
+        """The task was inserted as running in the slot."""
+        self._reserved.discard(slot)
+        self._begin(claimed, slot)
+
+    def give_up_reserved(self, slot: Slot) -> None:
+        """The task was not inserted, as far as is known."""
+        self._reserved.discard(slot)
+        self._claim_in_doubt = True
+        self.wake()
 
     def find(self, task_id: TaskId[Any]) -> RunningAttempt | None:
         """The attempt of this task that runs here."""
@@ -169,19 +192,21 @@ class Dispatcher:
     async def _release_unknown(self) -> None:
         """Put back what a claim has taken without telling: nobody runs it."""
 
-        async def release(c: Any) -> int:
+        async def release(c: Any) -> bool:
             # Read at the time of the write: what runs by then is known.
-            known = list(self._running)
-            return await self._store.release_unknown(c, self._settings.node_id, known)
+            if self._reserved:
+                return False  # what is being inserted as running is not known yet
+            await self._store.release_unknown(c, self._settings.node_id, list(self._running))
+            return True
 
-        await self._writer.execute(release)
-        self._claim_in_doubt = False
+        self._claim_in_doubt = not await self._writer.execute(release)
 
     async def _claim_for(self, kind: str) -> bool:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
         names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
         depth = self._bursts.depth if kind == "process" else 1
-        places = _places(self._pools[kind].slots(), depth)
+        slots = [slot for slot in self._pools[kind].slots() if slot not in self._reserved]
+        places = _places(slots, depth)
         if not names or not self._pools[kind].size:
             return True
         if not places:

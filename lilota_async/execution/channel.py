@@ -68,13 +68,15 @@ class ChannelHandler(logging.Handler):
         self._channel = channel
         self._current = current
         self._publish = publish
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         serial = self._current()
         try:
-            if not self._channel.is_ours:  # a fork's words reach the task's log as its output
-                sys.stderr.write(f"{record.levelname} {record.name}: {record.getMessage()}\n")
-            elif serial is not None:
+            if serial is None or not self._channel.is_ours:
+                # What a fork says reaches the task's log as output does.
+                print(self.format(record), file=sys.stderr)
+            else:
                 self._publish(_message(serial, record))
         except Exception:
             self.handleError(record)

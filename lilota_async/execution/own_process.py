@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import fcntl
@@ -34,9 +35,8 @@ class Streams:
     """Standard output and error, into the cell's pipe."""
 
     def __init__(self, output: Connection) -> None:
-        os.dup2(output.fileno(), STDOUT)
-        os.dup2(output.fileno(), STDERR)
-        output.close()
+        self._output = output
+        self._direct()
         # New objects for the same descriptors: the old ones may believe they write to a file.
         self._stdout = _text_stream(STDOUT)
         self._stderr = _text_stream(STDERR)
@@ -46,20 +46,28 @@ class Streams:
         self._c_stdout = ctypes.c_void_p.in_dll(library, name)
         self._flush_c = library.fflush
         faulthandler.enable(STDERR)
-        self.restore()
+        self._restore()
 
-    def restore(self) -> None:
-        """Put them back in the place of what a task has set."""
+    def end(self, mark: bytes) -> None:
+        """Write `mark` after what a task has written, and put back what it has set or closed."""
+        self.flush()
+        os.write(self._output.fileno(), mark)
+        self._direct()
+        self._restore()
+
+    def _direct(self) -> None:
+        os.dup2(self._output.fileno(), STDOUT)
+        os.dup2(self._output.fileno(), STDERR)
+
+    def _restore(self) -> None:
         sys.stdout = self._stdout
         sys.stderr = self._stderr
 
     def flush(self) -> None:
         """Bring out what waits in buffers, those of C too."""
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(Exception):  # closed, or something of the task's own
                 stream.flush()
-            except Exception:  # noqa: S112 - closed, or something else of the task's own
-                continue
         self._flush_c(self._c_stdout)
 
 

@@ -7,7 +7,6 @@ process, the first two have already been heard.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
@@ -29,7 +28,7 @@ from lilota_async.errors import Interruption, TaskStopped, TaskTimeout
 from lilota_async.execution.channel import Channel, ChannelHandler
 from lilota_async.execution.context import CurrentTask, enter_task, mark_task_process
 from lilota_async.execution.invocation import Runnable, failed, load, run_coroutine, succeeded
-from lilota_async.execution.own_process import STDOUT, PeakMemory, Streams, cpu_seconds, detach
+from lilota_async.execution.own_process import PeakMemory, Streams, cpu_seconds, detach
 from lilota_async.execution.protocol import (
     Begin,
     Call,
@@ -114,7 +113,7 @@ class Worker:
             self._send(report + frame(Begin(call.serial, used)))
             self.serial = call.serial
             outcome = self._measured(call, used)
-            self._end_output(call.serial)
+            self._streams.end(end_of_output(self._token, call.serial))
             self.serial = None
             report = _frame_of(outcome)
             if outcome.interrupted:
@@ -227,12 +226,6 @@ class Worker:
             reason, _, serial = line.partition(" ")
             self._requests[int(serial)] = reason
             self._signals_owed += 1
-
-    def _end_output(self, serial: int) -> None:
-        self._streams.flush()
-        self._streams.restore()
-        with contextlib.suppress(OSError):  # the task has closed it
-            os.write(STDOUT, end_of_output(self._token, serial))
 
 
 def _frame_of(outcome: Outcome) -> bytes:

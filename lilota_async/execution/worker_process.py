@@ -98,7 +98,7 @@ class WorkerProcess:
         # one with `forkserver` while the process lives on without the server.
         pidfds = () if self._pidfd is None else (self._pidfd,)
         self.deaths = (self._process.sentinel, *pidfds)
-        self._last_resort = weakref.finalize(self, _kill_group_of, os.getpid(), self.pid)
+        self._last_resort = weakref.finalize(self, _let_go, os.getpid(), self.pid, self._pidfd)
         self._last_resort.atexit = False  # too late then; see run_before_executors_end()
         return boot
 
@@ -221,9 +221,11 @@ def _kill_group(group: int) -> bool:
     return True
 
 
-def _kill_group_of(owner: int, group: int) -> None:
-    if os.getpid() == owner:  # and not a fork that lets go of its copy
+def _let_go(owner: int, group: int, pidfd: int | None) -> None:
+    if os.getpid() == owner:  # and not a fork that forgets its copy
         _kill_group(group)
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 def _read(connection: Connection) -> Iterator[bytes]:

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 _NOW = "UTC_TIMESTAMP(6)"
 _INSERT = """
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
-    input, attempts, max_attempts, interruptions, timeout_seconds, tags)
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags, locked_by, pid,
+    start_date_time)
 VALUES """
 _INSERT_ROW = (
-    f"(%s, %s, 'pending', %s, {_NOW}, {_NOW} + INTERVAL %s SECOND, 0, %s, 0, %s, 0, %s, %s)"
+    f"(%s, %s, %s, %s, {_NOW}, {_NOW} + INTERVAL %s SECOND, 0, %s, %s, %s, 0, %s, %s, %s, %s, "
+    f"CASE WHEN %s IS NOT NULL THEN {_NOW} END)"
 )
 # Not INSERT IGNORE, which hides every other error too.
 _INSERT_END = " ON DUPLICATE KEY UPDATE id = lilota_task.id"
@@ -56,15 +58,21 @@ class MariadbStore(RowStore):
             await c.exec_driver_sql(statement, tuple(values))
 
     def _values(self, task: NewTask) -> tuple[Any, ...]:
+        owner = self._owner(task)
         return (
             self._key(task.id),
             task.name,
+            owner["status"],
             task.priority,
             float(task.delay_seconds),
             task.input,
+            owner["attempts"],
             task.max_attempts,
             task.timeout_seconds,
             task.tags,
+            owner["node"],
+            owner["pid"],
+            owner["node"],
         )
 
 

@@ -41,9 +41,11 @@ def _arrays(**columns: str) -> str:
 _INSERT = text(f"""
 WITH inserted AS (
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
-    input, attempts, max_attempts, interruptions, timeout_seconds, tags)
-SELECT id, name, 'pending', priority, {_NOW}, {_NOW} + make_interval(secs => delay), 0,
-    input, 0, max_attempts, 0, timeout, tags
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags, locked_by, pid,
+    start_date_time)
+SELECT id, name, CASE WHEN node_id IS NULL THEN 'pending' ELSE 'running' END, priority, {_NOW},
+    {_NOW} + make_interval(secs => delay), 0, input, CASE WHEN node_id IS NULL THEN 0 ELSE 1 END,
+    max_attempts, 0, timeout, tags, node_id, pid, CASE WHEN node_id IS NOT NULL THEN {_NOW} END
 FROM {
     _arrays(
         id="uuid",
@@ -54,6 +56,8 @@ FROM {
         max_attempts="integer",
         timeout="float8",
         tags="text",
+        node_id="uuid",
+        pid="bigint",
     )
 }
 ON CONFLICT (id) DO NOTHING
@@ -183,6 +187,8 @@ class PostgresqlStore(Store):
                 "max_attempts": [task.max_attempts for task in tasks],
                 "timeout": [_float(task.timeout_seconds) for task in tasks],
                 "tags": [task.tags for task in tasks],
+                "node_id": [task.node_id for task in tasks],
+                "pid": [task.pid for task in tasks],
                 "announced": self.has_listeners,
             },
         )

@@ -48,9 +48,10 @@ class SqliteStore(RowStore):
         self._insert = text(f"""
             INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,
                 progress_percentage, input, attempts, max_attempts, interruptions,
-                timeout_seconds, tags)
-            VALUES (:id, :name, 'pending', :priority, {dialect.now}, {dialect.later(":delay")},
-                0, :input, 0, :max_attempts, 0, :timeout, :tags)
+                timeout_seconds, tags, locked_by, pid, start_date_time)
+            VALUES (:id, :name, :status, :priority, {dialect.now}, {dialect.later(":delay")},
+                0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :node, :pid,
+                CASE WHEN :node IS NOT NULL THEN {dialect.now} END)
             ON CONFLICT (id) DO NOTHING""")
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
@@ -66,6 +67,7 @@ class SqliteStore(RowStore):
                     "max_attempts": task.max_attempts,
                     "timeout": task.timeout_seconds,
                     "tags": task.tags,
+                    **self._owner(task),
                 }
                 for task in tasks
             ],

@@ -87,7 +87,10 @@ class Store(ABC):
 
     @abstractmethod
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
-        """nothing -> pending. An id that has a row already is left as it is."""
+        """nothing -> pending, or running where the task has a node already.
+
+        An id that has a row is left as it is.
+        """
 
     @abstractmethod
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:

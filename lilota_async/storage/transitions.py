@@ -11,7 +11,7 @@ from lilota_async.models.values import TaskId, TaskStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A row to insert as pending."""
+    """A row to insert: pending, or running at once by this node in the process `pid`."""
 
     id: TaskId
     name: str
@@ -21,6 +21,8 @@ class NewTask:
     max_attempts: int = 1
     timeout_seconds: float | None = None
     tags: str | None = None
+    node_id: UUID | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +143,20 @@ class LiveNode:
     pid: int
     pid_started: int
     silent_seconds: float
+
+
+def as_claimed(task: NewTask) -> ClaimedTask:
+    """What the claim of a task would have brought that was inserted as running."""
+    assert task.node_id is not None
+    assert task.pid is not None
+    return ClaimedTask(
+        attempt=Attempt(id=task.id, number=1, node_id=task.node_id),
+        name=task.name,
+        pid=task.pid,
+        input=task.input,
+        max_attempts=task.max_attempts,
+        timeout_seconds=task.timeout_seconds,
+        tags=task.tags,
+        checkpoint=None,
+        failures=None,
+    )

@@ -92,6 +92,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run(), name="lilota-writer")
+        self._task.add_done_callback(self._on_end)
 
     async def close(self, timeout: float = 10.0) -> None:
         """Write what is queued, for at most `timeout` seconds, and disconnect."""
@@ -146,6 +147,8 @@ class Writer:
         if self._task is None or self._closing:
             raise NotRunning("Writing to the database")
         operation = self._operation(kind, value, rows)
+        if self._task.done():
+            raise self._unwritten(operation)
         if timed:
             operation.deadline = asyncio.get_running_loop().time() + self._store_timeout
         self._queue.append(operation)
@@ -307,6 +310,11 @@ class Writer:
             f"The database {self._database.name} did not take the write in time; "
             "check that it is up and that its URL is right"
         )
+
+    def _on_end(self, _task: asyncio.Task[None]) -> None:
+        if not self._closing:  # cancelled with all other tasks, as by the end of asyncio.run()
+            for operation in (*self._in_flight, *self._queue):
+                operation.fail(self._unwritten(operation))
 
     async def _end(self, task: asyncio.Task[None]) -> None:
         hung = not task.done()

@@ -229,6 +229,28 @@ async def test_a_cancelled_stop_goes_on(make_lilota: MakeLilota, directory: Path
     assert task_processes() <= before
 
 
+async def test_the_loop_ends_during_stop(sqlite_url: str, directory: Path) -> None:
+    """asyncio.run() that is left in the middle of stop() comes to its end."""
+    lilota = Lilota(sqlite_url, number_of_processes=1)
+    lilota.register(spin)
+
+    async def leave_early() -> None:
+        await lilota.start()
+        await lilota.schedule(spin, str(directory))
+        await marked(directory)
+        async with asyncio.timeout(0.1):
+            await lilota.stop()
+
+    def run() -> None:
+        with pytest.raises(TimeoutError):
+            asyncio.run(leave_early())
+
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.to_thread(run)
+    pid = int((directory / "started").read_text())
+    await until(lambda: is_gone(pid), "the end of the task's process")
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01, 0.03, 0.08])
 async def test_a_cancelled_start_leaves_nothing(
     make_lilota: MakeLilota, fast_database_url: str, seconds: float
@@ -315,6 +337,8 @@ async def _use(lilota: Lilota, directory: Path) -> None:
         with pytest.raises(TimeoutError):
             await lilota.wait(await lilota.schedule(spin, str(directory)), timeout=0.05)
         await lilota.stop(drain=False, timeout=0)
+    for task in await lilota.get_all_tasks(status="pending"):
+        await lilota.delete_task_by_id(task.id)
 
 
 async def test_nothing_is_left_after_stop(

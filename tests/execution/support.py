@@ -141,6 +141,15 @@ def warm_up(method: str) -> None:
     resource_tracker.ensure_running()
 
 
+_server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+
+
+def fork_server() -> int | None:
+    """The process of the fork server, if one runs."""
+    pid: int | None = _server._forkserver_pid
+    return pid
+
+
 @contextlib.contextmanager
 def nothing_left() -> Any:
     """Check that no process, thread, descriptor or semaphore is left that was not there."""
@@ -172,8 +181,13 @@ class Belongings:
             with contextlib.suppress(OSError):  # that of the listing
                 descriptors[number] = os.readlink(f"/proc/self/fd/{number}")
         maps = Path("/proc/self/maps").read_text()
+        descriptors.pop(_server._forkserver_alive_fd, None)
         return cls(
-            processes=frozenset(p.pid for p in psutil.Process().children(recursive=True)),
+            processes=frozenset(
+                process.pid
+                for process in psutil.Process().children(recursive=True)
+                if process.pid != fork_server()
+            ),
             threads=frozenset(thread.name for thread in threading.enumerate()),
             descriptors=descriptors,
             semaphores=frozenset(re.findall(r"/dev/shm/sem\.mp-\w+", maps)),
