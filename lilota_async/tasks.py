@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -93,7 +93,7 @@ class Tasks:
 
         return await queries.delete_task(self._database(), checked_id(task_id))
 
-    async def watch(self, task_id: UUID) -> AsyncIterator[TaskEvent]:
+    async def watch(self, task_id: UUID) -> AsyncGenerator[TaskEvent]:
         """How the task is, then what happens to it on whichever node; ends with its end.
 
         Raises TaskNotFound, and NotRunning when the task is not final yet.

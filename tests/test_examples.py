@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from lilota_async.options import usable_cpus
-from tests.apps import POLL_SECONDS, ROOT, TASK_SECONDS, free_port, run_script, serving
+from tests.apps import (
+    POLL_SECONDS,
+    ROOT,
+    TASK_SECONDS,
+    environment,
+    free_port,
+    run_script,
+    serving,
+)
 from tests.databases import Servers
 
 EXAMPLES = ROOT / "examples"
@@ -75,6 +85,27 @@ def test_progress(tmp_path: Path) -> None:
     said = [line for line in lines if line.startswith("  it says: ")]
     assert said == [f"  it says: page {page} is printed" for page in range(1, 11)]
     assert lines[-1] == "it is completed"
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    """After kill -9 of the application, the job of 1,000 steps goes on at its checkpoint."""
+    script = EXAMPLES / "08_checkpoints.py"
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert any(line.endswith("running 30 %\n") for line in first.stdout)
+        first.kill()
+    lines = run_script(script, tmp_path)
+    resumed = re.fullmatch(r"attempt 2 begins at step (\d+)", lines[-1])
+    assert resumed
+    # What was done in the last fraction of a second may be done again, and nothing before it.
+    assert 200 <= int(resumed[1]) <= 400
+    assert "completed 100 %" in lines
 
 
 def commands(name: str, port: int) -> dict[str, list[str]]:
