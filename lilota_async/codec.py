@@ -165,7 +165,7 @@ def describe(exception: BaseException, *, kind: str) -> dict[str, str]:
 def _safely(text_of: Callable[[], str], fallback: str) -> str:
     try:
         return str.__str__(text_of())
-    except BaseException:  # noqa: BLE001 - a task's exception may raise anything, even SystemExit
+    except BaseException:
         return fallback
 
 
@@ -256,7 +256,7 @@ def _is_suspicious(data: bytes, value: object) -> bool:
     if b"null" in data or b'nan":' in data or b'inf":' in data:
         try:
             return bool(_NOT_FINITE_IN_MSGPACK.search(_PYTHON_ENCODER.encode(value)))
-        except Exception:  # noqa: BLE001 - MessagePack can hold less than JSON
+        except Exception:
             return True
     return False
 
@@ -264,7 +264,7 @@ def _is_suspicious(data: bytes, value: object) -> bool:
 def _find_fault(value: object) -> Misfit | None:
     try:
         return _fault(value, ())
-    except Exception as error:  # noqa: BLE001 - the properties and serializers of users
+    except Exception as error:
         return _misfit(error)
 
 
@@ -300,7 +300,7 @@ def _fault_of_other(value: Any, path: _Path) -> Misfit | None:
         )
     except RecursionError:
         raise
-    except Exception as error:  # noqa: BLE001 - as_dict() and serializers of users
+    except Exception as error:
         return Misfit(_format(path), _text_of(error))
 
 
@@ -341,7 +341,7 @@ def _key_fault(key: Any) -> str | None:
         return _scalar_fault(key)
     try:
         msgspec.json.encode({key: None})
-    except Exception as error:  # noqa: BLE001 - whatever the key's own methods raise
+    except Exception as error:
         return _text_of(error)
     return None
 
@@ -364,7 +364,7 @@ def _misfit(error: Exception) -> Misfit:
             include_url=False, include_input=False, include_context=False
         )
         return Misfit(_format(details[0]["loc"]), _clause(details[0]["msg"]))
-    except Exception:  # noqa: BLE001 - another kind of error
+    except Exception:
         return Misfit("$", _text_of(error))
 
 

@@ -34,7 +34,7 @@ from lilota_async.options import (
     checked_size,
     usable_cpus,
 )
-from lilota_async.registry import RegisteredTask, Settings, TaskFunction, encode_tags
+from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction, encode_tags
 from lilota_async.tasks import Tasks, checked_id
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
 MIN_LEASE_SECONDS = 1.0
 ROWS_PER_INSERT = 1000
-NO_RETRY = Retry(max_attempts=1)
 Out = TypeVar("Out")
 Function = TypeVar("Function", bound=TaskFunction)
 
@@ -240,7 +239,7 @@ class Lilota(Tasks):
             raise AlreadyRunning
         _refuse_in_task_process()
         self._registry.resolve()
-        from lilota_async.node import Node  # noqa: PLC0415 - task processes never need it
+        from lilota_async.node import Node
 
         self._node = node = Node(self._options, self._registry, self._database())
         try:
@@ -381,7 +380,7 @@ class Lilota(Tasks):
         tags: Iterable[str] = (),
         task_id: TaskId[Any] | None = None,
     ) -> NewTask:
-        from lilota_async.storage.transitions import NewTask  # noqa: PLC0415
+        from lilota_async.storage.transitions import NewTask
 
         registered = self._registry.find(task)
         settings = registered.settings

@@ -11,8 +11,8 @@ from importlib import metadata
 from typing import Any
 from uuid import UUID
 
-from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.attempt import Slot
+from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.recovery import Recovery

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pickle
 import sys
@@ -22,6 +23,7 @@ from lilota_async.errors import (
 from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress
 from lilota_async.options import Executor, OnInterrupt
 
+NO_RETRY = Retry(max_attempts=1)
 Argument = Literal["input", "progress"]
 TaskFunction = Callable[..., Any]
 
@@ -47,7 +49,7 @@ class Settings:
     executor: Executor = "process"
     priority: int = 0
     timeout_seconds: float | None = None
-    retry: Retry = Retry(max_attempts=1)
+    retry: Retry = NO_RETRY
     max_memory_bytes: int | None = None
     on_interrupt: OnInterrupt = "requeue"
     max_interruptions: int = 3
@@ -156,10 +158,9 @@ class Registry(Mapping[str, RegisteredTask]):
         if task.name in self._tasks:
             raise AlreadyRegistered(task.name)
         reference_of(task.name, task.function)
-        try:
+        # An annotation may name what the module defines later: start() looks again.
+        with contextlib.suppress(NameError):
             task.resolve()
-        except NameError:
-            pass  # an annotation names what the module defines later: start() looks again
         self._tasks[task.name] = task
         self._names.setdefault(task.function, task.name)
 

@@ -55,7 +55,7 @@ class Tasks:
             >>> task = await lilota.get_task_by_id(task_id)
             >>> print(task.status, task.progress_percentage, AddOutput(**task.output))
         """
-        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+        from lilota_async.storage import queries
 
         return await queries.get_task(self._database(), checked_id(task_id))
 
@@ -74,7 +74,7 @@ class Tasks:
         Example:
             >>> failed = await lilota.get_all_tasks(status="failed", limit=50)
         """
-        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+        from lilota_async.storage import queries
 
         return await queries.get_tasks(
             self._database(),
@@ -89,7 +89,7 @@ class Tasks:
 
         Raises TaskIsRunning: cancel the task or wait for it first.
         """
-        from lilota_async.storage import queries  # noqa: PLC0415 - loads SQLAlchemy
+        from lilota_async.storage import queries
 
         return await queries.delete_task(self._database(), checked_id(task_id))
 
@@ -220,7 +220,7 @@ class Tasks:
 
     def _database(self) -> Database:
         if self._known_database is None:
-            from lilota_async.storage.database import Database  # noqa: PLC0415
+            from lilota_async.storage.database import Database
 
             self._known_database = Database(self._url, engine=self._engine)
         return self._known_database

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,92 +14,28 @@ from lilota_async.core import Lilota
 from lilota_async.errors import AlreadyRegistered, AlreadyRunning, InvalidInput, NotRunning
 from lilota_async.models import Task, TaskProgress, TaskStatus
 from lilota_async.options import usable_cpus
+from tests.ancestor_tasks import (
+    EXTERNAL_STATE,
+    AddInput,
+    AddInputDataclass,
+    AddInputInvalid,
+    AddOutput,
+    AddOutputDataclass,
+    AddOutputInvalid,
+    add,
+    add_with_dataclasses,
+    add_with_dict,
+    add_with_exception,
+    add_with_taskprogress,
+    hello_world,
+    only_input_model,
+    only_output_model,
+    only_taskprogress,
+    task_mutates_external_state,
+)
 from tests.api.support import task_processes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
-
-
-class AddInput:
-    def __init__(self, a: int, b: int) -> None:
-        self.a = a
-        self.b = b
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"a": self.a, "b": self.b}
-
-
-class AddOutput:
-    def __init__(self, sum: int) -> None:
-        self.sum = sum
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"sum": self.sum}
-
-
-@dataclass
-class AddInputDataclass:
-    a: int
-    b: int
-
-
-@dataclass
-class AddOutputDataclass:
-    sum: int
-
-
-class AddInputInvalid:
-    def __init__(self, a: int, b: int) -> None:
-        self.a = a
-        self.b = b
-
-
-class AddOutputInvalid:
-    def __init__(self, sum: int) -> None:
-        self.sum = sum
-
-
-def add(data: AddInput) -> AddOutput:
-    return AddOutput(sum=data.a + data.b)
-
-
-def add_with_exception(data: AddInput) -> AddOutput:
-    raise Exception("Error")
-
-
-def add_with_dataclasses(data: AddInputDataclass) -> AddOutputDataclass:
-    return AddOutputDataclass(sum=data.a + data.b)
-
-
-def add_with_dict(data: dict[str, int]) -> dict[str, int]:
-    return {"sum": data["a"] + data["b"]}
-
-
-def add_with_taskprogress(data: AddInput, task_progress: TaskProgress):  # type: ignore[no-untyped-def]
-    task_progress.set(50)
-
-
-def hello_world():  # type: ignore[no-untyped-def]
-    print("Hello World")
-
-
-def only_input_model(data: AddInput) -> None:
-    print("Hello World")
-
-
-def only_output_model() -> AddOutput:
-    return AddOutput(sum=3)
-
-
-def only_taskprogress(task_progress: TaskProgress) -> None:
-    task_progress.set(50)
-
-
-EXTERNAL_STATE = {"counter": 0}
-
-
-def task_mutates_external_state() -> dict[str, int]:
-    EXTERNAL_STATE["counter"] += 1
-    return EXTERNAL_STATE
 
 
 def make(url: str, number_of_processes: int | None = 1, **options: Any) -> Lilota:

@@ -51,7 +51,7 @@ def caught(exception: BaseException) -> BaseException:
     secret = "local value"  # noqa: F841 - must not show
     try:
         raise exception
-    except BaseException as error:  # noqa: BLE001 - it is what was raised
+    except BaseException as error:
         return error
 
 

@@ -41,7 +41,7 @@ class Slot(Protocol):
     @property
     def load(self) -> int: ...
 
-    async def run(self, call: Call, listener: Listener) -> Ended: ...
+    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]: ...
 
     def interrupt(self, serial: int, reason: Reason) -> None: ...
 
@@ -84,12 +84,18 @@ class RunningAttempt:
             task.settings.max_memory_bytes if task.settings.executor == "process" else None
         )
         self._memory: MemoryGuard | None = None
+        self._ended: asyncio.Future[Ended] | None = None
         self._reports = Reports(self)
         self._log = LogTail()
 
+    def begin(self) -> None:
+        """Take the slot, now; `run` waits for the end."""
+        self._ended = self._slot.run(self._call(), self._on_message)
+
     async def run(self) -> Finish | Requeue | Unstarted | None:
         """Run to the end; the transition to write, if it is ours to write one."""
-        ended = await self._slot.run(self._call(), self._on_message)
+        assert self._ended is not None, "begin() comes first"
+        ended = await self._ended
         if self._timer is not None:
             self._timer.cancel()
         if self._memory is not None:

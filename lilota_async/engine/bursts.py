@@ -31,9 +31,7 @@ class Bursts:
     def observe(self, name: str, seconds: float) -> None:
         """An attempt of this task took so long."""
         known = self._seconds.get(name)
-        if known is None:
-            self._seconds[name] = seconds
-        elif seconds > known * 10:  # believed at once: better a short burst than a long wait
+        if known is None or seconds > known * 10:
             self._seconds[name] = seconds
         else:
             self._seconds[name] = known + WEIGHT_OF_NEWEST * (seconds - known)

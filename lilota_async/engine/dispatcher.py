@@ -27,6 +27,7 @@ from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Report,
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
+CLOCK_GRAIN_SECONDS = 0.002
 NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
 UNSTARTED_LIMIT = 3
 logger = logging.getLogger("lilota_async")
@@ -237,6 +238,7 @@ class Dispatcher:
         task = self._registry[claimed.name]
         attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
         self._running[claimed.attempt.id] = attempt
+        attempt.begin()
         attempt.publish("status")
         self._spawn(self._see_through(attempt))
 
@@ -272,10 +274,11 @@ class Dispatcher:
     async def _record(self, transition: Finish | Requeue) -> bool:
         if isinstance(transition, Finish):
             return await self._writer.finish(transition)
-        if transition.delay_seconds:
-            loop = asyncio.get_running_loop()
-            loop.call_later(transition.delay_seconds, self.wake)
-        return await self._writer.requeue(transition)
+        was_ours = await self._writer.requeue(transition)
+        # The database's clock began to count before this one does; it may count coarsely.
+        pause = transition.delay_seconds + CLOCK_GRAIN_SECONDS
+        asyncio.get_running_loop().call_later(pause, self.wake)
+        return was_ours
 
     async def _report(self, report: Report) -> None:
         with contextlib.suppress(StoreError):

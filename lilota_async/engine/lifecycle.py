@@ -154,7 +154,11 @@ def _failure(end: End) -> Failure:
     if ended.out_of_memory:
         message += "; probably out of memory, since the kernel ended a process for that"
     exception: dict[str, Any] = {"kind": "crash", "type": "TaskCrashed", "message": message}
-    exception |= {"traceback": ended.traceback, "exit_code": ended.exit_code, "signal": ended.signal}
+    exception |= {
+        "traceback": ended.traceback,
+        "exit_code": ended.exit_code,
+        "signal": ended.signal,
+    }
     return Failure(exception=exception, lineage=_CRASHED)
 
 

@@ -155,15 +155,16 @@ class Cell:
         for descriptor in self._worker.deaths:
             self._loop.add_reader(descriptor, self._on_death)
 
-    async def run(self, call: Call, listener: Listener) -> Ended:
-        """Run `call` and wait for its end. `listener` gets its messages and its output."""
+    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
+        """Take `call`, now; the future is its end. `listener` gets its messages and output."""
+        ended: asyncio.Future[Ended] = self._loop.create_future()
         if self._gone:
-            return Unstarted()
-        running = Running(call, listener, self._loop.create_future())
-        self._waiting.append(running)
+            ended.set_result(Unstarted())
+            return ended
+        self._waiting.append(Running(call, listener, ended))
         if self._sending is None:
             self._sending = self._loop.create_task(self._send())
-        return await running.ended
+        return ended
 
     async def _send(self) -> None:
         while self._waiting and not self._gone:

@@ -35,10 +35,13 @@ class LocalSlot:
         self._stop_requested = False
         self._stop_seen = False
 
-    async def run(self, call: Call, listener: Listener) -> Ended:
-        """Run `call` in a context of its own and wait for its end."""
+    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
+        """Take `call`, now, and run it in a context of its own; the future is its end."""
         self.load = 1
         self._stop_requested = self._stop_seen = False
+        return asyncio.ensure_future(self._run_to_end(call, listener))
+
+    async def _run_to_end(self, call: Call, listener: Listener) -> Ended:
         try:
             outcome = await self._run(call, listener)
         finally:

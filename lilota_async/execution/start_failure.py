@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from multiprocessing import spawn
+from multiprocessing import process, spawn
 
 IMPORT_TIMEOUT = 20.0
 TEXT_LIMIT = 4000
@@ -24,6 +24,8 @@ def why_main_cannot_be_imported() -> str:
     A task process does that before anything could hear it, so that it is done once more, by
     a process that is listened to. Blocks.
     """
+    if getattr(process.current_process(), "_inheriting", False):
+        return ""  # this is such an import, and would be looked into in its turn
     data = spawn.get_preparation_data("lilota")
     told = {key: data[key] for key in data if key.startswith(("sys_", "dir", "init_"))}
     try:

@@ -34,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in {"Base", "Node", "Task"}:
-        from lilota_async.models import tables  # noqa: PLC0415 - loads SQLAlchemy
+        from lilota_async.models import tables
 
         return getattr(tables, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

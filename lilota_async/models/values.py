@@ -67,7 +67,7 @@ class TaskId(UUID, Generic[Output]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema  # noqa: PLC0415 - only pydantic calls this
+        from pydantic_core import core_schema
 
         return core_schema.no_info_after_validator_function(cls, core_schema.uuid_schema())
 
@@ -185,8 +185,8 @@ class TaskProgress:
         ignored. The row follows a few times a second, and has the last value at the end.
         """
         try:
-            clamped = int(max(0, min(percentage, 100)))
-        except (TypeError, ValueError):
+            clamped = int(min(max(percentage, 0), 100))  # in this order NaN stays one
+        except Exception:
             return
         if clamped != self.percentage:
             self.percentage = clamped

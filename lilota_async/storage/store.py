@@ -137,7 +137,7 @@ class Store(ABC):
         row = (await c.execute(self._statements["failures"], parameters)).first()
         if row is None:
             return False
-        failures = _appended(row.failures, row.exception)
+        failures = _appended(row.failures, row.exception, row.attempts)
         result = await c.execute(
             self._statements["retry"], {**parameters, "extra": extra_attempts, "failures": failures}
         )
@@ -289,7 +289,8 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             SELECT id, attempts FROM lilota_task WHERE status = 'running'
             AND locked_by = :node AND cancel_requested_at IS NOT NULL""",
         "failures": f"""
-            SELECT failures, exception FROM lilota_task WHERE id = :id AND {final} {for_update}""",
+            SELECT failures, exception, attempts FROM lilota_task
+            WHERE id = :id AND {final} {for_update}""",
         "retry": f"""
             UPDATE lilota_task SET {requeued}, max_attempts = attempts + :extra,
                 end_date_time = NULL, output = NULL, cancel_requested_at = NULL,
@@ -329,16 +330,18 @@ def _uuid(value: str | UUID) -> UUID:
     return UUID(value) if isinstance(value, str) else UUID(int=value.int)
 
 
-def _appended(failures: str | None, exception: str | None) -> str | None:
-    """The list of failures with one more, its members byte for byte as they were."""
+def _appended(failures: str | None, exception: str | None, attempt: int) -> str | None:
+    """The list of failures with one more: numbered, and without its traceback, like the others."""
     if exception is None:
         return failures
     try:
-        last = msgspec.json.decode(exception, type=msgspec.Raw)
+        last = msgspec.json.decode(exception, type=dict[str, msgspec.Raw])
         earlier = msgspec.json.decode(failures or "[]", type=list[msgspec.Raw])
     except msgspec.DecodeError:  # edited by hand: keep what is there
         return failures
-    return msgspec.json.encode([*earlier, last][-KEPT_FAILURES:]).decode()
+    last.pop("traceback", None)
+    numbered: dict[str, Any] = {"attempt": attempt, **last}
+    return msgspec.json.encode([*earlier, numbered][-KEPT_FAILURES:]).decode()
 
 
 def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:

@@ -43,7 +43,8 @@ async def make_lilota(sqlite_url: str) -> AsyncIterator[MakeLilota]:
 @pytest.fixture
 def without_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dispatcher must know by itself when there is something to do."""
-    monkeypatch.setattr("lilota_async.engine.dispatcher.POLL_SECONDS", 10 * DEADLINE)
+    for name in ("POLL_SECONDS", "NOTIFIED_POLL_SECONDS"):
+        monkeypatch.setattr(f"lilota_async.engine.dispatcher.{name}", 10 * DEADLINE)
 
 
 @pytest.fixture

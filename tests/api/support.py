@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -37,6 +37,16 @@ async def marked(directory: Path, name: str = "started") -> str:
     """Wait for a task's mark and return its text."""
     await until((directory / name).exists, f"the mark {name!r}")
     return (directory / name).read_text()
+
+
+async def row_when(lilota: Lilota, task_id: TaskId[Any], condition: Callable[[Task], bool]) -> Task:
+    """Wait until the task's row is as `condition` wants it, and return it."""
+    async with asyncio.timeout(DEADLINE):
+        task = await row(lilota, task_id)
+        while not condition(task):
+            await asyncio.sleep(POLL)
+            task = await row(lilota, task_id)
+        return task
 
 
 def is_gone(pid: int) -> bool:
@@ -70,7 +80,7 @@ async def session(url: str) -> AsyncIterator[AsyncSession]:
         await engine.dispose()
 
 
-async def row(lilota: Lilota, task_id: TaskId[object]) -> Task:
+async def row(lilota: Lilota, task_id: TaskId[Any]) -> Task:
     """The task's row, which must be there."""
     task = await lilota.get_task_by_id(task_id)
     assert task is not None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from lilota_async import Task, TaskStatus
 from tests.api import tasks
-from tests.api.quick import nap
-from tests.api.support import MakeLilota, marked, row
+from tests.api.support import MakeLilota, marked
 
 pytestmark = pytest.mark.anyio
 
@@ -44,35 +42,6 @@ async def test_long_tasks_run_through_a_hundred_crashes_timeouts_and_cancels(
         for task_id, pid in zip(held, pids, strict=True):
             task = await lilota.wait(task_id)
             assert (task.status, task.attempts, str(task.pid)) == (TaskStatus.COMPLETED, 1, pid)
-
-
-async def test_cancel_and_completion_race_to_one_outcome(
-    make_lilota: MakeLilota,
-) -> None:
-    """500 times a task is cancelled about when it completes: each row has exactly one end."""
-    lilota = make_lilota(nap, number_of_processes=2)
-    outcomes = {True: 0, False: 0}
-    async with asyncio.timeout(110), lilota:
-
-        async def race(number: int) -> None:
-            task_id = await lilota.schedule(nap, 0.002)
-            async with aclosing(lilota.watch(task_id)) as events:
-                async for event in events:
-                    if event.status is not TaskStatus.PENDING:
-                        break
-            await asyncio.sleep(0.0004 * (number % 20))
-            cancelled = await lilota.cancel(task_id)
-            task = await row(lilota, task_id)
-            expected = TaskStatus.CANCELLED if cancelled else TaskStatus.COMPLETED
-            assert task.status is expected, (number, task.status, task.exception)
-            outcomes[cancelled] += 1
-
-        for first in range(0, 500, 4):
-            await asyncio.gather(*(race(number) for number in range(first, first + 4)))
-        # No cell was lost on the way.
-        done = [await lilota.schedule(nap, 0.0) for _ in range(4)]
-        assert [(await lilota.wait(each)).status for each in done] == [TaskStatus.COMPLETED] * 4
-    assert all(outcomes.values()), outcomes
 
 
 def kind_of(task: Task) -> str:

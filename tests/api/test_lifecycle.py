@@ -67,15 +67,19 @@ async def test_async_with(make_lilota: MakeLilota, directory: Path) -> None:
         assert same is lilota
         ids = [await lilota.schedule(echo, number) for number in range(20)]
     assert {(await row(lilota, task_id)).status for task_id in ids} == {"completed"}
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail_within() -> None:
         async with lilota:
-            running = await lilota.schedule(hold, str(directory))
+            ids[0] = await lilota.schedule(hold, str(directory))
             await marked(directory)
-            waiting = await lilota.schedule(echo, 1)
+            ids[1] = await lilota.schedule(echo, 1)
             (directory / "release").touch()
             raise ZeroDivisionError
-    assert (await row(lilota, running)).status == "completed"
-    assert (await row(lilota, waiting)).status == "pending"
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_within()
+    assert (await row(lilota, ids[0])).status == "completed"
+    assert (await row(lilota, ids[1])).status == "pending"
 
 
 async def test_stop_within_the_block(make_lilota: MakeLilota) -> None:

@@ -166,7 +166,7 @@ async def test_models_of_register_win_over_annotations(make_lilota: MakeLilota) 
         task_id = await lilota.schedule("echo", {"a": 1, "b": 2})
         task = await lilota.wait(task_id, timeout=DEADLINE)
     assert task.status == "failed"  # AddInput came back, and AddOutput was promised
-    assert task.exception["kind"] == "invalid_output"
+    assert (task.exception or {})["kind"] == "invalid_output"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_retries_that_cannot_be_meant() -> None:
     """A retry policy checks its own values."""
     for options in ({"max_attempts": 0}, {"delay": -1}, {"backoff": 0.5}, {"on": (3,)}):
         with pytest.raises(ConfigurationError, match="Retry"):
-            Retry(**options)  # type: ignore[arg-type]
+            Retry(**options)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from lilota_async import Task, TaskStatus
 from tests.api.crashing_app import PROCESSES, TASKS
 from tests.api.support import DEADLINE, MakeLilota, is_gone, marked, row, session, until
-from tests.api.tasks import echo, hold_counted
+from tests.api.tasks import add, echo, hold_counted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,8 @@ async def test_a_killed_application(
     interrupted = {task.id for task in before if task.status == "running"}
     assert len(interrupted) == PROCESSES
     assert {task.pid for task in before if task.id in interrupted} == set(pids)
-    for own in directory.iterdir():
-        if own.is_dir():
-            (own / "release").touch()
+    for number in range(TASKS):
+        (directory / str(number) / "release").touch()
     async with lilota:
         for task in before:
             await lilota.wait(task.id, DEADLINE)
@@ -98,8 +97,6 @@ async def test_an_input_by_hand_that_does_not_fit(
     make_lilota: MakeLilota, fast_database_url: str
 ) -> None:
     """A row whose input does not fit its model fails, and says at what place."""
-    from tests.api.tasks import add
-
     lilota = make_lilota(add, db_url=fast_database_url)
     async with lilota:
         pass

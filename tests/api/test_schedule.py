@@ -98,7 +98,9 @@ async def test_plain_uuid_as_id(make_lilota: MakeLilota) -> None:
     """A plain UUID is an id as well, and comes back as a TaskId."""
     lilota = make_lilota(nothing, number_of_processes=0)
     async with lilota:
-        made = await lilota.schedule(nothing, task_id=uuid4())  # type: ignore[arg-type]
+        plain: Any = uuid4()
+        made = await lilota.schedule(nothing, task_id=plain)
+        assert made == plain
         assert isinstance((await row(lilota, made)).id, TaskId)
 
 
@@ -115,9 +117,7 @@ async def test_missing_and_unwanted_inputs(make_lilota: MakeLilota) -> None:
         assert await lilota.result(await lilota.schedule(echo_or_default, 8), DEADLINE) == 8
 
 
-async def test_priorities(
-    make_lilota: MakeLilota, directory: Path, without_polling: None
-) -> None:
+async def test_priorities(make_lilota: MakeLilota, directory: Path, without_polling: None) -> None:
     """Of what waits, the higher priority runs first, and equals in their order."""
     lilota = make_lilota(hold, echo)
     async with lilota:
@@ -224,7 +224,7 @@ async def test_schedule_after_stop(make_lilota: MakeLilota) -> None:
     async with lilota:
         pass
     for call in (lilota.schedule(nothing), lilota.schedule_many(nothing, [None])):
-        with pytest.raises(NotRunning, match="call 'await lilota.start\\(\\)' first"):
+        with pytest.raises(NotRunning, match=r"call 'await lilota.start\(\)' first"):
             await call
     assert isinstance(lilota, Lilota)
     assert await lilota.get_all_tasks() == []

@@ -141,7 +141,7 @@ def warm_up(method: str) -> None:
     resource_tracker.ensure_running()
 
 
-_server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+_server: Any = forkserver._forkserver
 
 
 def fork_server() -> int | None:

@@ -145,23 +145,24 @@ async def test_retry_starts_over(database: Database, store: Store) -> None:
     assert (row.status, row.attempts, row.max_attempts) == (TaskStatus.PENDING, 1, 3)
     assert (row.exception, row.end_date_time, row.output) == (None, None, None)
     assert (row.locked_by, row.pid, row.progress_percentage) == (None, None, 0)
-    assert row.failures == [{"kind": "error", "b": 1, "a": 1.0}]
+    assert row.failures == [{"attempt": 1, "kind": "error", "b": 1, "a": 1.0}]
     (again,) = await claim(database, store)
     assert again.attempt.number == 2
-    assert again.failures == '[{"kind":"error","b":1,"a":1.0}]'
+    assert again.failures == '[{"attempt":1,"kind":"error","b":1,"a":1.0}]'
     assert not await retry(database, store, TaskId())
 
 
 async def test_retry_keeps_the_last_failures(database: Database, store: Store) -> None:
     """The list does not grow for ever, and nonsense in it is left alone."""
     attempt = (await claim_new(database, store)).attempt
-    await end(database, store, attempt, '{"n":-1}')
+    await end(database, store, attempt, '{"n":-1,"traceback":"long"}')
     old = json.dumps([{"n": number} for number in range(KEPT_FAILURES)])
     await raw(database, "UPDATE lilota_task SET failures = :old", old=old)
     assert await retry(database, store, attempt.id)
     failures = (await row_of(database, attempt.id)).failures
     assert failures is not None
-    assert (len(failures), failures[0], failures[-1]) == (KEPT_FAILURES, {"n": 1}, {"n": -1})
+    assert (len(failures), failures[0]) == (KEPT_FAILURES, {"n": 1})
+    assert failures[-1] == {"attempt": 1, "n": -1}
 
     (again,) = await claim(database, store)
     await end(database, store, again.attempt, "{broken")

@@ -1,0 +1,1 @@
+"""Other systems, each run by its own module in a virtual environment of its own."""

@@ -1,0 +1,121 @@
+"""Rows 1 and 2: no-op tasks end to end."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from benchmarks.baselines import BarePool
+from benchmarks.ledgers import Ledger, open_ledger
+from benchmarks.measure import compare, interleave, run_callers
+from benchmarks.settings import CALLERS, Context, Figure
+from benchmarks.tasks import AddInput, create_lilota
+from lilota_async import Lilota
+
+TASKS = 10_000
+BULK_TASKS = 20_000
+BARE_CALLS = 5_000
+WARM_UP = 200
+
+
+class EndToEnd:
+    """Measures a started Lilota: from the first `schedule()` until every output is stored.
+
+    With `keeps_rows` the table is not emptied in between.
+    """
+
+    def __init__(self, lilota: Lilota, ledger: Ledger, *, keeps_rows: bool = False) -> None:
+        self._lilota = lilota
+        self._ledger = ledger
+        self._keeps_rows = keeps_rows
+
+    async def rate(self, count: int, callers: int = CALLERS) -> float:
+        """Tasks per second, with concurrent callers of `schedule()`."""
+        await self._begin()
+        started = time.perf_counter()
+        await run_callers(count, callers, self._schedule)
+        return await self._rate_since(started, count)
+
+    async def bulk_rate(self, count: int) -> float:
+        """Tasks per second, enqueued by `schedule_many()`."""
+        await self._begin()
+        started = time.perf_counter()
+        await self._lilota.schedule_many("add", (AddInput(a=n, b=3) for n in range(count)))
+        return await self._rate_since(started, count)
+
+    async def _schedule(self, number: int) -> None:
+        await self._lilota.schedule("add", AddInput(a=number, b=3))
+
+    async def _begin(self) -> None:
+        await (self._ledger.keep() if self._keeps_rows else self._ledger.clear())
+
+    async def _rate_since(self, started: float, count: int) -> float:
+        await self._ledger.until_done()
+        seconds = time.perf_counter() - started
+        await self._ledger.check_stored(count)
+        return count / seconds
+
+
+@asynccontextmanager
+async def end_to_end(url: str, **options: int) -> AsyncIterator[EndToEnd]:
+    """A Lilota of its own that has learnt how short the tasks are."""
+    async with create_lilota(url, **options) as lilota, open_ledger(url) as ledger:
+        measured = EndToEnd(lilota, ledger)
+        await measured.rate(WARM_UP)
+        yield measured
+
+
+async def on_postgresql(context: Context) -> list[Figure]:
+    count = context.settings.count(BULK_TASKS, least=1000)
+    async with context.server.database() as url, end_to_end(url) as measured:
+        what = "no-op tasks end to end, 100 callers, PostgreSQL"
+        figure = await _against_bare_pool(context, measured, row="1", what=what)
+        rates = [await measured.bulk_rate(count) for _ in range(context.settings.repeats)]
+    return [
+        figure,
+        Figure(
+            row="1 b",
+            what="the same, enqueued by schedule_many()",
+            aim="",
+            value=statistics.median(rates),
+            unit="tasks/s",
+            samples={"lilota": rates},
+        ),
+    ]
+
+
+async def on_sqlite(context: Context) -> list[Figure]:
+    figures = []
+    for row, synchronous in (("2", "FULL"), ("2 n", "NORMAL")):
+        file = context.directory / f"{synchronous}.db"
+        async with end_to_end(f"sqlite:///{file}?synchronous={synchronous}") as measured:
+            what = f"row 1 on SQLite, synchronous={synchronous}"
+            figures.append(await _against_bare_pool(context, measured, row=row, what=what))
+    return figures
+
+
+async def _against_bare_pool(
+    context: Context, measured: EndToEnd, *, row: str, what: str
+) -> Figure:
+    count = context.settings.count(TASKS, least=500)
+    bare_count = context.settings.count(BARE_CALLS, least=500)
+    async with BarePool() as bare:
+        samples = await interleave(
+            context.settings.repeats,
+            lambda: measured.rate(count),
+            lambda: bare.rate(bare_count),
+        )
+    return compare(
+        row,
+        what,
+        ">= 1.5 x the bare pool" if row in ("1", "2") else "",
+        samples,
+        unit="tasks/s",
+        at_least=1.5 if row in ("1", "2") else None,
+        names=("lilota", "bare pool"),
+    )
+
+
+ROWS = {"1": on_postgresql, "2": on_sqlite}

@@ -1,0 +1,79 @@
+"""What the replicas run: bodies that keep the ledger, and misbehave as their input says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lilota_async import Lilota, Retry, current_task
+from tests.faults.ledger import Ledger
+
+MAX_ATTEMPTS = {"work": 4, "once": 1, "patient": 1}
+HANG_TIMEOUT = 0.7
+TICK_SECONDS = 0.02
+QUICK_RETRY = Retry(max_attempts=MAX_ATTEMPTS["work"], delay=0.02)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """How long it takes, and in how many of its first attempts it dies, hangs or raises."""
+
+    value: int = 0
+    seconds: float = 0.0
+    crashes: int = 0
+    hangs: int = 0
+    failures: int = 0
+
+
+def work(data: Work) -> int:
+    """Run for its time and return twice its value; dies, hangs or raises in early attempts."""
+    return _perform(data)
+
+
+def once(data: Work) -> int:
+    """The same, but it must never be started twice."""
+    return _perform(data)
+
+
+def patient(data: Work) -> int:
+    """The same; an application's death during it is no reason to give up."""
+    return _perform(data)
+
+
+def _perform(data: Work) -> int:
+    task = current_task()
+    assert task is not None
+    ledger = Ledger.of_environment()
+    ledger.write("start", task.id, attempt=task.attempt)
+    early = task.attempt
+    if early <= data.crashes:
+        os.kill(os.getpid(), signal.SIGKILL)
+    early -= data.crashes
+    if 0 < early <= data.hangs:
+        while True:
+            time.sleep(TICK_SECONDS)
+            ledger.write("tick", task.id, attempt=task.attempt)
+    early -= data.hangs
+    if 0 < early <= data.failures:
+        raise ValueError("it was told to fail")
+    end = time.monotonic() + data.seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, TICK_SECONDS))
+        ledger.write("tick", task.id, attempt=task.attempt)
+    ledger.write("end", task.id, attempt=task.attempt, value=data.value * 2)
+    return data.value * 2
+
+
+def register(lilota: Lilota, names: tuple[str, ...] = ("work", "once", "patient")) -> None:
+    """Register the bodies under these names."""
+    options: dict[str, Any] = {
+        "work": {"retry": QUICK_RETRY, "timeout": HANG_TIMEOUT, "max_interruptions": 1000},
+        "once": {"on_interrupt": "fail"},
+        "patient": {"max_interruptions": 1000},
+    }
+    functions = {"work": work, "once": once, "patient": patient}
+    for name in names:
+        lilota.register(name, **options[name])(functions[name])
