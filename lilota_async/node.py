@@ -76,7 +76,8 @@ class Node:
         )
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
-            self._notifications = Notifications(database, self._on_notify)
+            self.store.origin = self.id.hex
+            self._notifications = Notifications(database, self.id.hex, self._on_notify)
         self._parts = AsyncExitStack()
         self._accepting = False
         self._inserting = 0

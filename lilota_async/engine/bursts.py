@@ -11,7 +11,7 @@ from typing import TypeVar
 
 SHORT_SECONDS = 0.002
 BURST_SECONDS = 0.02  # the longest that a task should wait for its turn in a burst
-LARGEST_BURST = 32
+LARGEST_BURST = 128
 SAMPLES_BEFORE_TRUST = 8
 WEIGHT_OF_NEWEST = 0.2
 
@@ -31,9 +31,9 @@ class Bursts:
     def observe(self, name: str, seconds: float) -> None:
         """An attempt of this task took so long."""
         known = self._seconds.get(name)
-        if known is None or seconds > known * 10:
+        if known is None:
             self._seconds[name] = seconds
-        else:
+        else:  # one that waited for a processor is forgiven, one that is really long is not
             self._seconds[name] = known + WEIGHT_OF_NEWEST * (seconds - known)
         self._samples[name] = self._samples.get(name, 0) + 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from lilota_async.storage.database import Database, begin, discard, rollback
@@ -21,8 +22,11 @@ _LONGEST_PAUSE = 1.0
 class Link:
     """One connection that comes back after the database does."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, prepare: Callable[[AsyncConnection], Awaitable[None]]
+    ) -> None:
         self._database = database
+        self._prepare = prepare
         self._connection: AsyncConnection | None = None
         self._lost_at: float | None = None
         self._pause = 0.0
@@ -38,7 +42,13 @@ class Link:
             if self._pause:
                 # Not all replicas at the same moment.
                 await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
-            self._connection = await self._database.acquire()
+            connection = await self._database.acquire()
+            try:
+                await self._prepare(connection)
+            except BaseException:
+                await discard(connection)
+                raise
+            self._connection = connection
         return self._connection
 
     async def probe(self) -> None:
@@ -66,12 +76,11 @@ class Link:
             )
         else:
             self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
-        await self.close(broken=True)
+        await self.close()
 
-    async def close(self, *, broken: bool = False) -> None:
-        """Give the connection back, or drop it when nobody knows what state it is in."""
+    async def close(self) -> None:
+        """Drop the connection: it has been prepared, and may be in any state."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            if broken:
-                await discard(connection)
+            await discard(connection)
             await connection.close()

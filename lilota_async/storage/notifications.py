@@ -23,8 +23,9 @@ _CHECK_SECONDS = 60.0
 class Notifications:
     """Calls `on_notify` when another node says that there is something to do."""
 
-    def __init__(self, database: Database, on_notify: Callable[[], None]) -> None:
+    def __init__(self, database: Database, origin: str, on_notify: Callable[[], None]) -> None:
         self._database = database
+        self._origin = origin  # its own notifications tell a node nothing
         self._on_notify = on_notify
         self._task: asyncio.Task[None] | None = None
         self.is_up = False
@@ -48,7 +49,6 @@ class Notifications:
                 if not isinstance(error, StoreError) and not is_disconnect(error):
                     raise
             self.is_up = False
-            self._on_notify()  # whatever was said meanwhile was not heard
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -67,15 +67,19 @@ class Notifications:
     async def _listen_by_asyncpg(self, driver: Any) -> None:
         ended = asyncio.Event()
         driver.add_termination_listener(lambda _: ended.set())
-        await driver.add_listener(CHANNEL, lambda *_: self._on_notify())
+        await driver.add_listener(CHANNEL, lambda *told: self._hear(told[-1]))
         self.is_up = True
-        self._on_notify()
+        self._on_notify()  # what was said before was not heard
         await ended.wait()
 
     async def _listen_by_psycopg(self, driver: Any) -> None:
         await driver.execute(f"LISTEN {CHANNEL}")
         self.is_up = True
-        self._on_notify()
+        self._on_notify()  # what was said before was not heard
         while True:
-            async for _ in driver.notifies(timeout=_CHECK_SECONDS):
-                self._on_notify()
+            async for notify in driver.notifies(timeout=_CHECK_SECONDS):
+                self._hear(notify.payload)
+
+    def _hear(self, origin: str) -> None:
+        if origin != self._origin:
+            self._on_notify()

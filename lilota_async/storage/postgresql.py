@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 CHANNEL = "lilota"
 _NOW = "statement_timestamp()"
+# By primary key, one row each. Owner and status are written so that no index fits them: through
+# the one of running rows, each row of the batch would be looked for among all that run.
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
-    AND task.locked_by = new.node_id AND task.status = 'running'
-RETURNING new.id, new.attempt, new.node_id"""
+    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status || '' = 'running'"""
+_APPLIED = "RETURNING new.id, new.attempt, new.node_id"
 
 
 def _arrays(**columns: str) -> str:
@@ -62,29 +64,28 @@ FROM {
 }
 ON CONFLICT (id) DO NOTHING
 RETURNING 1)
-SELECT pg_notify('{CHANNEL}', '') FROM (SELECT 1 FROM inserted LIMIT 1) AS batch
+SELECT pg_notify('{CHANNEL}', CAST(:origin AS text)) FROM (SELECT 1 FROM inserted LIMIT 1) AS batch
 WHERE CAST(:announced AS boolean)""")
 
-# The rows are picked into one array first. The update then goes by primary key whatever the
-# planner thinks of the table, and the place in the array gives each row its pid.
+# The rows are picked first, in their order; the place in it gives each row its pid.
 _CLAIM = text(f"""
 WITH picked AS MATERIALIZED (
-    SELECT ARRAY(
+    SELECT due.id AS due_id, row_number() OVER () AS place FROM (
         SELECT id FROM lilota_task
         WHERE status = 'pending' AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
             AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
         ORDER BY priority DESC, run_at, id
         LIMIT cardinality(CAST(:pids AS bigint[]))
         FOR UPDATE SKIP LOCKED
-    ) AS ids
+    ) AS due
 )
 UPDATE lilota_task AS task SET
     status = 'running', attempts = task.attempts + 1, locked_by = CAST(:node AS uuid),
-    pid = (CAST(:pids AS bigint[]))[array_position(picked.ids, task.id)],
+    pid = (CAST(:pids AS bigint[]))[picked.place],
     start_date_time = {_NOW}, end_date_time = NULL, progress_percentage = 0,
     cancel_requested_at = NULL
-FROM picked WHERE task.id = ANY(picked.ids)
-RETURNING {CLAIMED_COLUMNS}, pid, array_position(picked.ids, task.id) AS place""")
+FROM picked WHERE task.id = picked.due_id
+RETURNING {CLAIMED_COLUMNS}, pid, place""")
 
 _FINISH = text(f"""
 UPDATE lilota_task AS task SET
@@ -112,8 +113,8 @@ WHERE {_FENCE}""")
 _FINISHED = text(f"""
 SELECT new.id, new.attempt, new.node_id FROM lilota_task AS task
 JOIN {_arrays(id="uuid", attempt="integer", node_id="uuid", status="text")}
-ON task.id = new.id AND task.attempts = new.attempt AND task.locked_by = new.node_id
-    AND task.status = new.status""")
+ON task.id = new.id AND task.attempts = new.attempt
+    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status = new.status""")
 
 _REQUEUE = text(f"""
 UPDATE lilota_task AS task SET
@@ -141,17 +142,32 @@ FROM {
         log="text",
     )
 }
-WHERE {_FENCE}""")
+WHERE {_FENCE}
+{_APPLIED}""")
 
 _REPORT = text(f"""
 UPDATE lilota_task AS task SET
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     checkpoint = COALESCE(new.checkpoint, task.checkpoint)
 FROM {_arrays(id="uuid", attempt="integer", node_id="uuid", progress="integer", checkpoint="text")}
-WHERE {_FENCE}""")
+WHERE {_FENCE}
+{_APPLIED}""")
 
 
-_ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', '')")
+# A table of tasks has hardly a pending row at one time and a hundred thousand at another, and
+# its statistics are of a third. The plans must not depend on them: every statement goes by an
+# index, in its order, and is planned once. (Forbidden plans count as so dear that the JIT
+# would compile for them.)
+_SETTINGS = (
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "enable_sort = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "jit = off",
+    "plan_cache_mode = force_generic_plan",
+)
+_ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))")
 
 
 class PostgresqlDialect(Dialect):
@@ -169,8 +185,12 @@ class PostgresqlStore(Store):
 
     one_statement_batches = True
 
+    async def prepare(self, c: AsyncConnection) -> None:
+        for setting in _SETTINGS:
+            await c.exec_driver_sql(f"SET {setting}")
+
     async def announce(self, c: AsyncConnection) -> None:
-        await c.execute(_ANNOUNCE)
+        await c.execute(_ANNOUNCE, {"origin": self.origin})
 
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
@@ -190,6 +210,7 @@ class PostgresqlStore(Store):
                 "node_id": [task.node_id for task in tasks],
                 "pid": [task.pid for task in tasks],
                 "announced": self.has_listeners,
+                "origin": self.origin,
             },
         )
 
@@ -218,9 +239,10 @@ class PostgresqlStore(Store):
             "progress": [finish.progress for finish in finishes],
             "output": [finish.output for finish in finishes],
         }
-        applied = await _attempts(c, _FINISH, parameters)
-        if not applied.issuperset(attempts):
-            applied |= await _attempts(c, _FINISHED, fence)
+        updated = await c.execute(_FINISH, parameters)
+        if updated.rowcount == len(attempts):
+            return [True] * len(attempts)
+        applied = await _attempts(c, _FINISHED, fence)
         return [attempt in applied for attempt in attempts]
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:

@@ -64,6 +64,8 @@ class Store(ABC):
     one_statement_batches = False
     """Whether a batch is one statement, atomic without a transaction around it."""
 
+    origin = ""
+    """What the notifications of this node carry: it does not listen to itself."""
     has_listeners = False
     """Whether other nodes are told what there is to do; kept up to date by the recovery."""
 
@@ -84,6 +86,9 @@ class Store(ABC):
                 (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
             """).bindparams(bindparam("names", expanding=True))
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
+
+    async def prepare(self, c: AsyncConnection) -> None:  # noqa: B027
+        """Make the settings of the writer's own connection."""
 
     @abstractmethod
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:

@@ -59,7 +59,7 @@ class Writer:
         self._database = database
         self._store = store
         self._store_timeout = store_timeout
-        self._link = Link(database)
+        self._link = Link(database, store.prepare)
         self._queue: list[Operation] = []
         self._in_flight: list[Operation] = []
         self._wake = asyncio.Event()
@@ -87,7 +87,7 @@ class Writer:
 
     async def start(self) -> None:
         """Connect and begin to write; StoreUnavailable when the database cannot be reached."""
-        self._link = Link(self._database)
+        self._link = Link(self._database, self._store.prepare)
         await self._link.connect()
         self._wake = asyncio.Event()
         self._closing = False
@@ -333,4 +333,4 @@ class Writer:
             )
         for operation, error in zip(left, errors, strict=True):
             operation.fail(error)
-        await self._link.close(broken=hung)
+        await self._link.close()
