@@ -9,7 +9,6 @@ the writer commits that.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -19,7 +18,7 @@ from typing_extensions import Unpack
 
 from lilota_async.codec import DEFAULT_LIMIT
 from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
-from lilota_async.execution.context import in_task_process
+from lilota_async.execution.context import refuse_in_task_process
 from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress, checked_duration
 from lilota_async.options import (
     Executor,
@@ -237,7 +236,7 @@ class Lilota(Tasks):
         """
         if self._node is not None:
             raise AlreadyRunning
-        _refuse_in_task_process()
+        refuse_in_task_process()
         self._registry.resolve()
         from lilota_async.node import Node
 
@@ -395,13 +394,4 @@ class Lilota(Tasks):
             max_attempts=settings.retry.max_attempts,
             timeout_seconds=limit,
             tags=encode_tags(tags),
-        )
-
-
-def _refuse_in_task_process() -> None:
-    process = multiprocessing.current_process()
-    if getattr(process, "_inheriting", False) or in_task_process():
-        raise ConfigurationError(
-            "lilota cannot be started where a task process imports the module that starts it; put "
-            "what starts the application under 'if __name__ == \"__main__\":'"
         )

@@ -27,7 +27,7 @@ from lilota_async.storage import queries
 from lilota_async.storage.database import Database
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
-from lilota_async.storage.store import create_store
+from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import NewTask, NodeRecord, as_claimed
 from lilota_async.storage.writer import Writer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from lilota_async.codec import Codec
+from lilota_async.errors import ConfigurationError
 from lilota_async.execution.protocol import Call, Checkpoint, Message, Progress
 from lilota_async.models.values import TaskId, TaskProgress
 
@@ -105,6 +107,16 @@ def in_task_process() -> bool:
 def mark_task_process() -> None:
     """Remember that this process is a task process."""
     _in_task_process.set(True)
+
+
+def refuse_in_task_process() -> None:
+    """Raise ConfigurationError in a task process, or while one imports the application."""
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False) or in_task_process():
+        raise ConfigurationError(
+            "lilota cannot be started where a task process imports the module that starts it; put "
+            "what starts the application under 'if __name__ == \"__main__\":'"
+        )
 
 
 def enter_task(task: CurrentTask | None) -> None:

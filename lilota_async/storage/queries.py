@@ -14,7 +14,7 @@ from lilota_async.models.tables import Task
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.store import create_store
+from lilota_async.storage.stores import create_store
 
 # Each page is decoded in one go, so that its size bounds how long the event loop stands still.
 _PAGE_ROWS = 250

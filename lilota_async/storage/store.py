@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from lilota_async.storage.database import Database
 
 KEPT_FAILURES = 20
 
@@ -259,21 +258,6 @@ class Store(ABC):
             result = await c.execute(self._statements["release"], {**parameters, "id": task_id})
             released += result.rowcount
         return released
-
-
-def create_store(database: Database) -> Store:
-    """The store for the dialect of `database`."""
-    if database.dialect == "postgresql":
-        from lilota_async.storage.postgresql import PostgresqlStore
-
-        return PostgresqlStore()
-    if database.dialect == "sqlite":
-        from lilota_async.storage.sqlite import SqliteStore
-
-        return SqliteStore()
-    from lilota_async.storage.mariadb import MariadbStore
-
-    return MariadbStore()
 
 
 def _statements(dialect: Dialect) -> dict[str, TextClause]:

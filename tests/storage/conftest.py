@@ -8,7 +8,8 @@ import pytest
 
 from lilota_async.storage.database import Database
 from lilota_async.storage.migrate import migrate
-from lilota_async.storage.store import Store, create_store
+from lilota_async.storage.store import Store
+from lilota_async.storage.stores import create_store
 from lilota_async.storage.writer import Writer
 from tests.storage.support import checked_out
 

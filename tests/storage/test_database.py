@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 from lilota_async.errors import ConfigurationError
 from lilota_async.storage.database import Database, transaction
 from lilota_async.storage.migrate import migrate
-from lilota_async.storage.store import create_store
+from lilota_async.storage.stores import create_store
 from tests.storage.support import checked_out, eventually, insert, new_task, raw, row_of
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,8 @@ from lilota_async.models import TaskStatus
 from lilota_async.storage.database import Database, begin, rollback
 from lilota_async.storage.migrate import migrate
 from lilota_async.storage.queries import get_task, get_tasks
-from lilota_async.storage.store import Store, create_store
+from lilota_async.storage.store import Store
+from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Claim, Finish
 from lilota_async.storage.writer import Writer
 from tests.storage.proxy import Proxy
