@@ -54,6 +54,12 @@ class Settings:
     on_interrupt: OnInterrupt = "requeue"
     max_interruptions: int = 3
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.retry, Retry):
+            raise ConfigurationError(
+                f"retry must be a Retry, such as Retry(max_attempts=3), not {self.retry!r}"
+            )
+
 
 class RegisteredTask:
     """A task function under its name. Models are read from its annotations when first needed,

@@ -43,6 +43,10 @@ class Tasks:
         self._known_database: Database | None = None
         self._node: Node | None = None
 
+    def __repr__(self) -> str:
+        state = "stopped" if self._node is None else "running"
+        return f"<{type(self).__name__} {state}, tasks: {', '.join(self._registry) or 'none'}>"
+
     @property
     def registered_tasks(self) -> tuple[str, ...]:
         """The names of the registered tasks."""

@@ -236,7 +236,7 @@ def hold(directory: str) -> str:
 
 async def hold_async(directory: str) -> str:
     mark(directory, "started", str(os.getpid()))
-    while not _is_there(directory, "release"):  # noqa: ASYNC110 - nobody sets an event here
+    while not _is_there(directory, "release"):
         await asyncio.sleep(PAUSE)
     return "released"
 

@@ -177,6 +177,7 @@ async def test_models_of_register_win_over_annotations(make_lilota: MakeLilota) 
         {"timeout": float("inf")},
         {"timeout": "5"},
         {"executor": "fiber"},
+        {"retry": 3},
         {"priority": "high"},
     ],
 )
