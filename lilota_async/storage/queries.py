@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, literal_column, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from lilota_async.errors import StoreUnavailable
@@ -37,17 +37,12 @@ async def get_tasks(
     limit: int | None = None,
 ) -> list[Task]:
     """The tasks from old to new; the next page comes `after` the id of the last one."""
-    statement = select(Task).order_by(Task.id)
-    if status is not None:
-        statement = statement.where(Task.status == status)
-    if name is not None:
-        statement = statement.where(Task.name == name)
     tasks: list[Task] = []
     while limit is None or len(tasks) < limit:
         size = _PAGE_ROWS if limit is None else min(_PAGE_ROWS, limit - len(tasks))
-        page = statement.limit(size)
-        if after is not None:
-            page = page.where(Task.id > after)
+        page = listing(database.dialect, status, after).limit(size)
+        if name is not None:
+            page = page.where(Task.name == name)
         rows = await database.undisturbed(_read(database, page))
         tasks.extend(row[0] for row in rows)
         if len(rows) < size:
@@ -72,6 +67,34 @@ async def get_states(
         for task_id, status, progress in await database.undisturbed(_read(database, statement)):
             states[task_id] = (status, progress)
     return states
+
+
+def listing(
+    dialect: str, status: TaskStatus | None, after: UUID | None = None
+) -> Select[Task]:
+    """Tasks in the order of their ids; of one status by an index without completed rows.
+
+    The status stands in the statement as it is: of a bound value no database can know that a
+    partial index has all of its rows.
+    """
+    key: Any = Task.id
+    if dialect == "sqlite" and status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+        # The plus keeps SQLite from going through all rows for the sake of their order.
+        key = literal_column("+lilota_task.id", Task.id.type)
+    statement = select(Task).order_by(key)
+    if after is not None:
+        statement = statement.where(key > after)
+    if status is None:
+        return statement
+    literal = bindparam(None, status, type_=Task.status.type, literal_execute=True)
+    statement = statement.where(Task.status == literal)
+    if status is TaskStatus.COMPLETED:
+        return statement  # most rows are, and they are read in the order of their ids
+    if status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+        statement = statement.where(text("status IN ('failed', 'cancelled')"))
+    for name in ("mysql", "mariadb"):  # theirs is one index that begins with the status
+        statement = statement.with_hint(Task, "FORCE INDEX (ix_lilota_task_pending)", name)
+    return statement
 
 
 async def _delete(database: Database, task_id: UUID) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from lilota_async.errors import SchemaMissing, StoreUnavailable, TaskIsRunning
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
-from lilota_async.storage.queries import delete_task, get_states, get_task, get_tasks
+from lilota_async.storage.queries import delete_task, get_states, get_task, get_tasks, listing
 from lilota_async.storage.store import Store
 from tests.storage.support import checked_out, claim, eventually, insert, new_task, raw, row_of
 
@@ -41,6 +41,39 @@ async def test_tasks_come_from_old_to_new(database: Database, store: Store) -> N
     assert await get_tasks(database, limit=0) == []
     assert await get_tasks(database, name="ADD") == []
     assert await get_tasks(database, name="add ") == []
+
+
+@pytest.mark.parametrize("status", [s for s in TaskStatus if s is not TaskStatus.COMPLETED])
+async def test_listing_reads_no_completed_rows(
+    database: Database, store: Store, status: TaskStatus
+) -> None:
+    """Tasks of any other status are listed by an index that has no completed ones."""
+    wanted = [new_task() for _ in range(3)]
+    done = [new_task() for _ in range(2000)]
+    await insert(database, store, [*wanted[:1], *done, *wanted[1:]])
+    await raw(database, "UPDATE lilota_task SET status = 'completed'")
+    for task in wanted:
+        key = store.dialect.key(task.id)
+        await raw(database, f"UPDATE lilota_task SET status = '{status}' WHERE id = :id", id=key)
+    if database.dialect == "postgresql":
+        await raw(database, "ANALYZE lilota_task")
+    listed = await get_tasks(database, status=status, name="add", limit=10)
+    assert [task.id for task in listed] == [task.id for task in wanted]
+    page = await get_tasks(database, status=status, after=wanted[0].id)
+    assert [task.id for task in page] == [task.id for task in wanted[1:]]
+    statement = listing(database.dialect, status, wanted[0].id).limit(10)
+    async with database.connect() as connection:
+        compiled = statement.compile(
+            dialect=connection.dialect, compile_kwargs={"literal_binds": True}
+        )
+        explain = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN"
+        plan = (await connection.exec_driver_sql(f"{explain} {compiled}")).all()
+    used = "\n".join(str(tuple(row)) for row in plan)
+    unsuccessful = status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
+    index = "unsuccessful" if unsuccessful else status.value
+    if database.dialect == "mariadb":
+        index = "pending"
+    assert f"ix_lilota_task_{index}" in used
 
 
 async def test_states_of_many_tasks(database: Database, store: Store) -> None:
