@@ -10,9 +10,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from benchmarks.peers.compare import figures_about, measure_peers
+from benchmarks.peers.environments import ENVIRONMENTS
 from benchmarks.report import describe_run, print_table, write_json
 from benchmarks.rows import computing, enqueue, footprint, latency, scaling, throughput, volume
-from benchmarks.servers import Server, running_server
+from benchmarks.servers import running_server
 from benchmarks.settings import Context, Figure, Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,8 +43,8 @@ def main() -> int:
         run = describe_run(settings, asyncio.run(server.settings()))
         context = Context(settings=settings, server=server, directory=Path(directory))
         figures = _measure(context, chosen)
-        if arguments.peers:
-            figures = _with_peers(server, settings, figures, arguments)
+        run["peers"] = measure_peers(context, arguments.peers, arguments.output / "peers")
+    figures += figures_about(run["peers"])
     print_table(figures)
     report = write_json(arguments.output / "figures.json", run, figures)
     print(f"\n{time.monotonic() - started:.0f} s; written to {arguments.output}")
@@ -66,20 +68,11 @@ async def _run(row: Row, context: Context) -> list[Figure]:
     return await row(context)
 
 
-def _with_peers(
-    server: Server, settings: Settings, figures: Sequence[Figure], arguments: argparse.Namespace
-) -> list[Figure]:
-    from benchmarks.peers import compare_with_peers
-
-    names = arguments.peers.split(",") if arguments.peers != "all" else None
-    return compare_with_peers(server, settings, figures, names, arguments.output)
-
-
 def _parse(rows: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--rows",
-        type=lambda text: text.split(","),
+        type=lambda text: [name for name in text.split(",") if name],
         default=list(rows),
         help=f"numbers with commas between, of {', '.join(rows)}; all by default",
     )
@@ -87,14 +80,16 @@ def _parse(rows: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--peers",
         nargs="?",
-        const="all",
-        help="measure other systems too, all of them or those named; "
+        type=lambda text: text.split(","),
+        const=list(ENVIRONMENTS),
+        default=[],
+        help=f"measure other systems too, all of {', '.join(ENVIRONMENTS)}, or those named; "
         "each is installed from PyPI into a virtual environment of its own",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
     parser.add_argument("--no-charts", action="store_true", help="do without matplotlib")
     arguments = parser.parse_args()
-    unknown = set(arguments.rows) - set(rows)
+    unknown = {*arguments.rows, *arguments.peers} - {*rows, *ENVIRONMENTS}
     if unknown:
-        parser.error(f"there is no row {', '.join(sorted(unknown))}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
     return arguments

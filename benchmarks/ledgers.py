@@ -29,9 +29,9 @@ class Ledger(ABC):
     async def value(self, query: str) -> Any:
         """The one value that the query returns."""
 
+    @abstractmethod
     async def clear(self) -> None:
         """Begin with an empty table."""
-        await self.value("DELETE FROM lilota_task")
 
     async def keep(self) -> None:
         """Begin with the table as it is."""
@@ -39,7 +39,7 @@ class Ledger(ABC):
 
     async def until_done(self) -> None:
         """Wait until nothing is pending and nothing running."""
-        while await self.value(_UNFINISHED):  # noqa: ASYNC110 - a database has no events
+        while await self.value(_UNFINISHED):
             await asyncio.sleep(POLL_SECONDS)
 
     async def check_stored(self, count: int) -> None:
@@ -62,15 +62,18 @@ class PostgresqlLedger(Ledger):
 
 
 class SqliteLedger(Ledger):
-    """Reads take microseconds, so that they need no thread."""
+    """Reads take microseconds and wait for nobody, so that they need no thread."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__()
         self._connection = connection
 
     async def value(self, query: str) -> Any:
-        row = self._connection.execute(query).fetchone()
-        return None if row is None else row[0]
+        return self._connection.execute(query).fetchone()[0]
+
+    async def clear(self) -> None:
+        # On the loop it would wait for a transaction that cannot end while the loop waits.
+        await asyncio.to_thread(self._connection.execute, "DELETE FROM lilota_task")
 
 
 @asynccontextmanager
@@ -78,7 +81,7 @@ async def open_ledger(url: str) -> AsyncIterator[Ledger]:
     """The ledger of the database with this URL, whose tables are there."""
     if url.startswith("sqlite"):
         path = make_url(url).database or ""
-        sqlite = sqlite3.connect(path, isolation_level=None, timeout=30)
+        sqlite = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         try:
             yield SqliteLedger(sqlite)
         finally:

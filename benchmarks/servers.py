@@ -69,4 +69,5 @@ def running_server(directory: Path) -> Iterator[Server]:
 
 
 def _text(url: URL) -> str:
-    return url.render_as_string(hide_password=False)
+    # The directory of a socket unescaped: Alembic's configuration chokes on a percent sign.
+    return url.render_as_string(hide_password=False).replace("%2F", "/")

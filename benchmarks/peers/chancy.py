@@ -1,9 +1,10 @@
-"""chancy: two worker processes, each with one process for jobs; it stores no result."""
+"""chancy: two worker processes with fifty coroutines each; it stores no result."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from benchmarks.peers.common import Peer
 FOREVER = 1e9
 
 
-def add(*, a: int, b: int) -> int:
+async def add(*, a: int, b: int) -> int:
     return a + b
 
 
@@ -24,6 +25,7 @@ class Chancy(Peer):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        logging.disable(logging.CRITICAL)
         self._library: Any = importlib.import_module("chancy")
         self._app: Any = None
 
@@ -32,7 +34,13 @@ class Chancy(Peer):
         async with self._library.Chancy(self.url) as self._app:
             await self._app.migrate()
             await self._app.declare(
-                self._library.Queue("default", concurrency=1, polling_interval=1)
+                self._library.Queue(
+                    "default",
+                    concurrency=50,
+                    executor=self._library.Chancy.Executor.Async,
+                    eager_polling=True,
+                    polling_interval=1,
+                )
             )
             yield
 

@@ -32,6 +32,9 @@ class Peer(ABC):
     done_sql: str
     """Is true when the job of this id (`%s`) is among those."""
 
+    bulk_tasks = TASKS
+    """How many to run that were enqueued in bulk: enough for half a second."""
+
     def __init__(self, url: str) -> None:
         self.url = url
 
@@ -103,6 +106,7 @@ class Measurement:
         await self._callers(count)
         await self._until_finished()
         found["end_to_end"] = count / (time.perf_counter() - started)
+        count = self._count(self._peer.bulk_tasks)
         started = time.perf_counter()
         bulk = await self._in_bulk(count)
         await self._until_finished()

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.peers.common import Peer
 
 FOREVER = 1e9
+QUEUE = "benchmark"
 
 
 async def add(a: int, b: int) -> int:
@@ -25,10 +26,9 @@ class Dbos(Peer):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._library: Any = importlib.import_module("dbos")
-        self._queue: Any = None
         self._workflow: Any = None
 
-    def _launch(self) -> None:
+    async def _launch(self, queues: list[str]) -> None:
         dbos = self._library.DBOS
         dbos(
             config={
@@ -39,27 +39,25 @@ class Dbos(Peer):
                 "log_level": "ERROR",
             }
         )
-        self._queue = self._library.Queue(
-            "benchmark", worker_concurrency=10, polling_interval_sec=0.01
-        )
         self._workflow = dbos.workflow(name="add")(add)
+        dbos.listen_queues(queues)
+        await asyncio.to_thread(dbos.launch)
+        await dbos.register_queue_async(QUEUE, worker_concurrency=10, polling_interval_sec=0.01)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        self._launch()
-        self._library.DBOS.listen_queues([])
-        self._library.DBOS.launch()
+        await self._launch([])
         try:
             yield
         finally:
             await asyncio.to_thread(self._library.DBOS.destroy)
 
     async def enqueue(self, number: int) -> Any:
-        return (await self._queue.enqueue_async(self._workflow, number, 3)).workflow_id
+        enqueue = self._library.DBOS.enqueue_workflow_async
+        return (await enqueue(QUEUE, self._workflow, number, 3)).workflow_id
 
     async def work(self) -> None:
-        self._launch()
-        self._library.DBOS.launch()
+        await self._launch([QUEUE])
         await asyncio.sleep(FOREVER)
 
 

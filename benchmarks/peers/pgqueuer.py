@@ -16,6 +16,7 @@ BATCH = 100
 
 class Pgqueuer(Peer):
     package = "pgqueuer"
+    bulk_tasks = 20_000
     finished_sql = "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'"
     done_sql = (
         "SELECT EXISTS (SELECT 1 FROM pgqueuer_log WHERE job_id = %s AND status = 'successful')"

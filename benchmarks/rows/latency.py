@@ -7,9 +7,18 @@ from benchmarks.measure import compare, event_loop_lag, one_by_one, percentile
 from benchmarks.rows.throughput import TASKS, end_to_end
 from benchmarks.settings import Context, Figure
 from benchmarks.tasks import AddInput, create_lilota
+from lilota_async import Lilota
 
 LONE_TASKS = 200
+WARM_UP = 20
 LAG_AIM_MS = 10.0
+
+
+async def lone_tasks(url: str, count: int) -> list[float]:
+    """The seconds of so many lone tasks, on a Lilota of their own."""
+    async with create_lilota(url) as lilota:
+        await one_by_one(WARM_UP, lambda number: _schedule_and_wait(lilota, number))
+        return await one_by_one(count, lambda number: _schedule_and_wait(lilota, number))
 
 
 async def lone_task(context: Context) -> list[Figure]:
@@ -25,15 +34,13 @@ async def lone_task(context: Context) -> list[Figure]:
     ):
 
         async def schedule_and_wait(number: int) -> None:
-            task_id = await lilota.schedule("add", AddInput(a=number, b=3))
-            task = await lilota.wait(task_id)
-            assert task.output == {"sum": number + 3}
+            await _schedule_and_wait(lilota, number)
 
         async def least(number: int) -> None:
             await _two_commits_and_a_call(raw, bare, number)
 
-        await one_by_one(20, schedule_and_wait)
-        await one_by_one(20, least)
+        await one_by_one(WARM_UP, schedule_and_wait)
+        await one_by_one(WARM_UP, least)
         for _ in range(context.settings.repeats):
             floor += await one_by_one(count, least)
             ours += await one_by_one(count, schedule_and_wait)
@@ -48,6 +55,12 @@ async def lone_task(context: Context) -> list[Figure]:
             names=("lilota", "2 raw commits + 1 pool call"),
         )
     ]
+
+
+async def _schedule_and_wait(lilota: Lilota, number: int) -> None:
+    task_id = await lilota.schedule("add", AddInput(a=number, b=3))
+    task = await lilota.wait(task_id)
+    assert task.output == {"sum": number + 3}
 
 
 async def _two_commits_and_a_call(raw: RawPostgresql, bare: BarePool, number: int) -> None:
