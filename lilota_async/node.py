@@ -55,6 +55,7 @@ class Node:
                 progress_is_manual=options.progress_is_manual,
                 grace_seconds=options.grace_seconds,
                 is_notified=self._is_notified,
+                may_claim=lambda: self._recovery.holds_lease,
             ),
             registry,
             self.writer,
@@ -68,7 +69,7 @@ class Node:
             registry,
             self.writer,
             self.store,
-            on_taken_over=self.dispatcher.wake,
+            on_work=self.dispatcher.wake,
             on_lease_lost=self.dispatcher.abandon,
         )
         self._cancel_requests = CancelRequests(

@@ -118,6 +118,7 @@ class Tasks:
         """
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
+            await self._wait_for_own(task_id)
             while True:  # again, when somebody has put the task back meanwhile
                 async with self._follow(task_id, "wait()") as (task, events):
                     if _status_event(task).status.is_final:
@@ -196,6 +197,18 @@ class Tasks:
             node.dispatcher.tell(TaskId(task_id), TaskStatus.PENDING)
             node.dispatcher.wake()
         return put_back
+
+    async def _wait_for_own(self, task_id: UUID) -> None:
+        """Wait while the task runs on this node, which knows without reading when it ends."""
+        node, key = self._node, TaskId[Any](checked_id(task_id))
+        if node is None or node.dispatcher.find(key) is None:
+            return
+        async with node.events.subscribe(key) as subscription:
+            attempt = node.dispatcher.find(key)
+            if attempt is not None:
+                subscription.begin(attempt.event())
+                async for _ in subscription:
+                    pass
 
     @asynccontextmanager
     async def _follow(

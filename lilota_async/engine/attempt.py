@@ -75,7 +75,7 @@ class RunningAttempt:
             asyncio.get_running_loop().create_future()
         )
         self._task = task
-        self._slot = slot
+        self.slot = slot
         self._serial = serial
         self._hooks = hooks
         self._loop = asyncio.get_running_loop()
@@ -89,8 +89,17 @@ class RunningAttempt:
         self._log = LogTail()
 
     def begin(self) -> None:
-        """Take the slot, now; `run` waits for the end."""
-        self._ended = self._slot.run(self._call(), self._on_message)
+        """Take the slot, now; `run` waits for the end, or raises what keeps it from beginning."""
+        try:
+            self._ended = self.slot.run(self._call(), self._on_message)
+        except Exception as error:  # somebody has edited the row
+            self._ended = self._loop.create_future()
+            self._ended.set_exception(error)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the task's code does not run any more."""
+        return self._ended is not None and self._ended.done()
 
     async def run(self) -> Finish | Requeue | Unstarted | None:
         """Run to the end; the transition to write, if it is ours to write one."""
@@ -100,13 +109,14 @@ class RunningAttempt:
             self._timer.cancel()
         if self._memory is not None:
             self._hooks.memory_watch.remove(self._memory)
-        self._reports.close()
+        if self._reports.close():
+            await asyncio.sleep(0)  # it is queued before the transition that fences it off
         if isinstance(ended, Outcome) and ended.seconds is not None:
             self._hooks.observe(self.claimed.name, ended.seconds)
         succeeded = isinstance(ended, Outcome) and ended.failure is None
         if self.intent is not None and not succeeded:
             # Whatever the task has started, threads and children, ends with its process.
-            await self._slot.retire()
+            await self.slot.retire()
         if isinstance(ended, Unstarted) and self.intent is None:
             return ended
         return conclude(
@@ -131,11 +141,11 @@ class RunningAttempt:
         if intent in (Intent.LEASE_LOST, Intent.MEMORY):
             self._kill()
             return
-        self._slot.interrupt(self._serial, "timeout" if intent is Intent.TIMEOUT else "cancel")
+        self.slot.interrupt(self._serial, "timeout" if intent is Intent.TIMEOUT else "cancel")
         self._arm(self._hooks.grace_seconds, self._kill)
 
     def _kill(self) -> None:
-        if not self._slot.kill(self._serial):  # it has not begun yet: it will not begin
+        if not self.slot.kill(self._serial):  # it has not begun yet: it will not begin
             self._arm(KILL_AGAIN_SECONDS, self._kill)
 
     def _arm(self, after: float, action: Callable[[], None]) -> None:
@@ -179,7 +189,7 @@ class RunningAttempt:
             self._arm(timeout, lambda: self.stop(Intent.TIMEOUT))
         if self._max_memory is not None and self._memory is None:
             self._memory = self._hooks.memory_watch.add(
-                self._slot.pid, self._max_memory, lambda _: self.stop(Intent.MEMORY)
+                self.slot.pid, self._max_memory, lambda _: self.stop(Intent.MEMORY)
             )
 
     def _on_text(self, text: str) -> None:
@@ -202,20 +212,29 @@ class RunningAttempt:
 
     def publish(self, kind: Any, log: str | None = None) -> None:
         """Tell those who watch: the attempt is running."""
-        self._hooks.publish(
-            TaskEvent(
-                kind=kind,
-                task_id=self.claimed.attempt.id,
-                status=TaskStatus.RUNNING,
-                progress_percentage=self._reports.percentage,
-                log=log,
-            )
+        self._hooks.publish(self.event(kind, log))
+
+    def event(self, kind: Any = "status", log: str | None = None) -> TaskEvent:
+        """How the attempt is."""
+        return TaskEvent(
+            kind=kind,
+            task_id=self.claimed.attempt.id,
+            status=TaskStatus.RUNNING,
+            progress_percentage=self._reports.percentage,
+            log=log,
         )
 
-    def send_report(self, progress: int | None, checkpoint: str | None) -> None:
+    def send_report(
+        self, progress: int | None, checkpoint: str | None, on_sent: Callable[[], None]
+    ) -> None:
         """Have the row follow."""
         report = Report(attempt=self.claimed.attempt, progress=progress, checkpoint=checkpoint)
-        self._hooks.spawn(self._hooks.report(report))
+
+        async def send() -> None:
+            await self._hooks.report(report)
+            on_sent()
+
+        self._hooks.spawn(send())
 
     def _limit(self) -> str:
         if self.intent is Intent.MEMORY and self._max_memory is not None:
@@ -225,7 +244,10 @@ class RunningAttempt:
 
 
 class Reports:
-    """Progress and checkpoints of one attempt: the latest, a few times a second at most."""
+    """Progress and checkpoints of one attempt: the latest, a few times a second at most.
+
+    One at a time: while the database is away, they do not pile up.
+    """
 
     def __init__(self, attempt: RunningAttempt) -> None:
         self.percentage = 0
@@ -235,6 +257,7 @@ class Reports:
         self._checkpoint: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_sent = float("-inf")
+        self._is_sending = self._closed = False
 
     def progress(self, percentage: int) -> None:
         self.percentage = self._progress = max(0, min(percentage, 100))
@@ -244,24 +267,32 @@ class Reports:
         self._checkpoint = state
         self._schedule()
 
-    def close(self) -> None:
-        """No more timers; a checkpoint that waits is written all the same."""
+    def close(self) -> bool:
+        """No more timers; a checkpoint that waits is written all the same. Whether any was sent."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._checkpoint is not None:
             self._send()
+        return self._last_sent > float("-inf")
 
     def _schedule(self) -> None:
-        if self._timer is None:
+        if self._timer is None and not self._is_sending and not self._closed:
             pause = max(0.0, self._last_sent + REPORT_SECONDS - self._loop.time())
             self._timer = self._loop.call_later(pause, self._send)
 
     def _send(self) -> None:
         self._timer = None
+        self._is_sending = True
         self._last_sent = self._loop.time()
         progress, self._progress = self._progress, None
         checkpoint, self._checkpoint = self._checkpoint, None
-        self._attempt.send_report(progress, checkpoint)
+        self._attempt.send_report(progress, checkpoint, self._on_sent)
+
+    def _on_sent(self) -> None:
+        self._is_sending = False
+        if self._progress is not None or self._checkpoint is not None:
+            self._schedule()
 
 
 class LogTail:

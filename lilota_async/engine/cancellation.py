@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from lilota_async.storage.writer import Writer
 
 LOOK_SECONDS = 0.5
 NOTIFIED_LOOK_SECONDS = 5.0  # the safety net, while the database tells
+logger = logging.getLogger("lilota_async")
 
 
 class CancelRequests:
@@ -57,11 +59,16 @@ class CancelRequests:
             self._wake.clear()
             if not self._dispatcher.is_running_anything:
                 continue
-            with contextlib.suppress(StoreError):  # asked again after the next pause
-                attempts = await self._writer.execute(
-                    lambda c: self._store.cancel_requests(c, self._node_id)
-                )
-                for wanted in attempts:
-                    attempt = self._dispatcher.find(wanted.id)
-                    if attempt is not None and attempt.claimed.attempt == wanted:
-                        attempt.stop(Intent.CANCEL)
+            try:
+                await self._stop_wanted()
+            except StoreError:
+                continue  # asked again after the next pause
+            except Exception:
+                logger.exception("Looking for cancel requests failed in an unforeseen way")
+
+    async def _stop_wanted(self) -> None:
+        wanted = await self._writer.execute(lambda c: self._store.cancel_requests(c, self._node_id))
+        for each in wanted:
+            attempt = self._dispatcher.find(each.id)
+            if attempt is not None and attempt.claimed.attempt == each:
+                attempt.stop(Intent.CANCEL)

@@ -16,7 +16,7 @@ from uuid import UUID
 from lilota_async.engine.attempt import Hooks, RunningAttempt, Slot
 from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.events import Events
-from lilota_async.engine.lifecycle import Intent
+from lilota_async.engine.lifecycle import Intent, unrunnable
 from lilota_async.errors import StoreError
 from lilota_async.execution.cells import Unstarted
 from lilota_async.execution.memory_watch import MemoryWatch
@@ -29,6 +29,8 @@ from lilota_async.storage.writer import Writer
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
 CLOCK_GRAIN_SECONDS = 0.002
 NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
+RETRY_SECONDS = 0.5  # after a claim that failed
+LOOK_SECONDS = 1.0  # while waiting for the end, whether the database is there
 UNSTARTED_LIMIT = 3
 logger = logging.getLogger("lilota_async")
 
@@ -47,6 +49,7 @@ class DispatcherSettings:
     progress_is_manual: bool
     grace_seconds: float
     is_notified: Callable[[], bool] = lambda: False
+    may_claim: Callable[[], bool] = lambda: True
 
 
 class Dispatcher:
@@ -70,6 +73,7 @@ class Dispatcher:
         self._serials = itertools.count(1)
         self._wake = asyncio.Event()
         self._may_be_more = True
+        self._looks_ahead = True
         self._claim_in_doubt = False
         self._bursts = Bursts()
         self._running: dict[TaskId[Any], RunningAttempt] = {}
@@ -92,6 +96,7 @@ class Dispatcher:
 
     def start(self) -> None:
         self._loop_task = asyncio.create_task(self._dispatch(), name="lilota dispatcher")
+        self.wake()  # there may be work from before
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -112,6 +117,8 @@ class Dispatcher:
         kind = self._registry[name].settings.executor
         if self._may_be_more or self._halting or self._drained is not None:
             return None
+        if self._claim_in_doubt or not self._settings.may_claim():
+            return None
         for slot in self._pools[kind].slots() if self._pools else ():
             if not slot.load and slot not in self._reserved:
                 self._reserved.add(slot)
@@ -122,6 +129,8 @@ class Dispatcher:
         """The task was inserted as running in the slot."""
         self._reserved.discard(slot)
         self._begin(claimed, slot)
+        if self._claim_in_doubt:
+            self.wake()
 
     def give_up_reserved(self, slot: Slot) -> None:
         """The task was not inserted, as far as is known."""
@@ -136,12 +145,16 @@ class Dispatcher:
     async def drain(self, timeout: float | None) -> None:
         """Go on until nothing is due that was there when this began, and nothing runs.
 
-        Without that limit a node that others schedule for would never come to an end.
+        Without that limit a node that others schedule for would never come to an end. What a
+        database that stays away keeps from being done is left to other nodes.
         """
-        self._claim_before = await self._writer.execute(self._store.clock)
-        self._drained = asyncio.get_running_loop().create_future()
-        self.wake()
-        await asyncio.wait([self._drained], timeout=timeout)
+        with contextlib.suppress(TimeoutError, StoreError):
+            async with asyncio.timeout(timeout):
+                self._claim_before = await self._writer.execute(self._store.clock)
+                self._drained = asyncio.get_running_loop().create_future()
+                self.wake()
+                while not self._drained.done() and not self._writer.has_given_up:
+                    await asyncio.wait([self._drained], timeout=LOOK_SECONDS)
 
     async def halt(self) -> None:
         """Claim nothing more."""
@@ -152,14 +165,27 @@ class Dispatcher:
             self._loop_task = None
 
     async def finish_running(self, timeout: float | None) -> None:
-        """Wait for what runs; after `timeout` seconds stop it and put it back."""
-        running = list(self._tasks)
-        if running:
-            await asyncio.wait(running, timeout=timeout)
+        """Wait for what runs; after `timeout` seconds stop it and put it back.
+
+        What a database that stays away keeps from being written is given up; then other nodes
+        take it over.
+        """
+        await self._wait_for_tasks(timeout)
         for attempt in list(self._running.values()):
             attempt.stop(Intent.STOP)
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        await self._wait_for_tasks(None)
+
+    async def _wait_for_tasks(self, timeout: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        end = float("inf") if timeout is None else loop.time() + timeout
+        while self._tasks and not self._waits_in_vain() and loop.time() < end:
+            pause = min(LOOK_SECONDS, end - loop.time())
+            await asyncio.wait(list(self._tasks), timeout=pause)
+
+    def _waits_in_vain(self) -> bool:
+        """Whether only writes are left, and the database stays away."""
+        ended = all(attempt.has_ended for attempt in self._running.values())
+        return ended and self._writer.has_given_up
 
     def abandon(self) -> None:
         """Others own what runs here: end it and write nothing."""
@@ -169,26 +195,48 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            notified = self._settings.is_notified()
-            poll = loop.call_later(NOTIFIED_POLL_SECONDS if notified else POLL_SECONDS, self.wake)
+            poll = loop.call_later(self._poll_seconds(), self._poll)
             await self._wake.wait()
             poll.cancel()
             self._wake.clear()
             if self._halting:
                 return
+            if not self._settings.may_claim():
+                continue
             self._may_be_more = False
             try:
                 if self._claim_in_doubt:
                     await self._release_unknown()
                 emptied = [await self._claim_for(kind) for kind in self._pools]
-            except StoreError:
-                # The writer says that the database is away, once. A claim may have been
-                # committed although its answer never came.
+                await self._look_ahead()
+            except Exception as error:
+                if not isinstance(error, StoreError):  # of which the writer says so, once
+                    logger.exception("Claiming tasks failed in an unforeseen way; trying on")
+                # A claim may have been committed although its answer never came.
                 self._claim_in_doubt = True
+                loop.call_later(RETRY_SECONDS, self.wake)
                 continue
             nothing_left = all(emptied) and not self._running and not self._wake.is_set()
             if nothing_left and self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
+
+    def _poll_seconds(self) -> float:
+        return NOTIFIED_POLL_SECONDS if self._settings.is_notified() else POLL_SECONDS
+
+    def _poll(self) -> None:
+        self._looks_ahead = True
+        self.wake()
+
+    async def _look_ahead(self) -> None:
+        """At the start and at each poll: wake for what becomes due before the next one."""
+        names = tuple(self._registry)
+        if not self._looks_ahead or not names or self._poll_seconds() <= POLL_SECONDS:
+            return
+        self._looks_ahead = False
+        seconds = await self._writer.execute(lambda c: self._store.seconds_to_next(c, names))
+        if seconds is not None and seconds < NOTIFIED_POLL_SECONDS:
+            pause = seconds + CLOCK_GRAIN_SECONDS
+            asyncio.get_running_loop().call_later(pause, self.wake)
 
     async def _release_unknown(self) -> None:
         """Put back what a claim has taken without telling: nobody runs it."""
@@ -207,7 +255,7 @@ class Dispatcher:
         names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
         depth = self._bursts.depth if kind == "process" else 1
         slots = [slot for slot in self._pools[kind].slots() if slot not in self._reserved]
-        places = _places(slots, depth)
+        places = _places(slots, depth, self._slow_slots() if depth > 1 else set())
         if not names or not self._pools[kind].size:
             return True
         if not places:
@@ -234,6 +282,11 @@ class Dispatcher:
             self._spawn(self._record(Requeue(attempt=task.attempt, counted=False)))
         return not claimed
 
+    def _slow_slots(self) -> set[Slot]:
+        """Those that run something that nothing should wait behind."""
+        running = self._running.values()
+        return {each.slot for each in running if not self._bursts.is_short(each.claimed.name)}
+
     def _begin(self, claimed: ClaimedTask, slot: Slot) -> None:
         task = self._registry[claimed.name]
         attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
@@ -250,16 +303,29 @@ class Dispatcher:
             self.on_slot_free()  # the next claim shares the flush of this transition
             if isinstance(transition, Unstarted):
                 transition = self._put_back(attempt.claimed)
-            if transition is not None and await self._record(transition):
-                status = _status_after(transition)
-                self.tell(task_id, status, getattr(transition, "progress", None) or 0)
-        except Exception:
-            logger.exception("Task %s was lost sight of; its row is taken over later", task_id)
+            status = await self._conclude(attempt, transition)
+        except Exception as error:
+            # A row that somebody has edited, or a result that the database refuses.
+            with contextlib.suppress(StoreError):  # it is away, and this node ends
+                status = await self._conclude(attempt, unrunnable(attempt.claimed, error))
+            logger.exception("Task %s could not be seen to its end: %s", task_id, status)
         finally:
+            if status is not None and status.is_final:
+                self._unstarted.pop(task_id, None)
             del self._running[task_id]
             attempt.concluded.set_result(status)
             if self._drained is not None:
                 self._wake.set()
+
+    async def _conclude(
+        self, attempt: RunningAttempt, transition: Finish | Requeue | None
+    ) -> TaskStatus | None:
+        if transition is None or not await self._record(transition):
+            return None
+        status = _status_after(transition)
+        task_id = attempt.claimed.attempt.id
+        self.tell(task_id, status, getattr(transition, "progress", None) or 0)
+        return status
 
     def _put_back(self, claimed: ClaimedTask) -> Requeue:
         """The process died before it came to the task."""
@@ -296,12 +362,13 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
 
-def _places(slots: Sequence[Slot], depth: int) -> list[Slot]:
+def _places(slots: Sequence[Slot], depth: int, slow: set[Slot]) -> list[Slot]:
     """One entry for each task to claim: the slots in turn, so that all get some.
 
     A slot gets the next burst when half of the last one is done, not to stand still between.
     """
-    open_slots = [slot for slot in slots if not slot.load or slot.load <= depth // 2]
+    most = depth // 2
+    open_slots = [s for s in slots if not s.load or (s.load <= most and s not in slow)]
     return open_slots * depth
 
 

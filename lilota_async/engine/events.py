@@ -128,6 +128,8 @@ class Events:
     def _compare(self, task_id: TaskId[Any], state: tuple[TaskStatus, int] | None) -> None:
         if state is None:  # deleted meanwhile: for those who wait, it is over
             state = (TaskStatus.CANCELLED, 0)
+        if not isinstance(state[0], TaskStatus):
+            return  # edited by hand, or by a newer version: it may become something again
         for subscription in self._subscriptions.get(task_id, ()):
             last = subscription.last
             if last is not None and last != state and not _is_older(state, last):

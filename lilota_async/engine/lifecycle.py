@@ -7,7 +7,8 @@
 | anything else | the application's stop | pending, and pays no attempt |
 | anything else | lost lease | another node's: nothing is written |
 | anything else | timeout, memory | failed with that kind, or retried |
-| RetryLater | nothing | pending, and pays no attempt |
+| RetryLater | cancel | cancelled |
+| RetryLater | anything else or nothing | pending, and pays no attempt |
 | an exception, a death | nothing | failed with its kind, or retried |
 | nothing: it never began | nothing | run again at once, by the dispatcher |
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from lilota_async.codec import describe
 from lilota_async.errors import Abort, TaskCrashed, TaskTimeout
 from lilota_async.execution.cells import Crash, Ended, Unstarted
 from lilota_async.execution.invocation import qualified_name
@@ -81,7 +83,9 @@ def conclude(end: End, *, chance: float | None = None) -> Finish | Requeue | Non
         return Requeue(attempt=end.claimed.attempt, counted=False)
     if _was_stopped_for(end, Intent.STOP):
         return Requeue(attempt=end.claimed.attempt, extra_attempts=1, cost=_cost(end))
-    if isinstance(ended, Outcome) and ended.retry_delay is not None and end.intent is None:
+    if isinstance(ended, Outcome) and ended.retry_delay is not None and not ended.interrupted:
+        if end.intent is Intent.CANCEL:
+            return _finish(end, TaskStatus.CANCELLED)
         return Requeue(
             attempt=end.claimed.attempt,
             delay_seconds=max(0.0, ended.retry_delay),
@@ -116,6 +120,12 @@ def after_interruption(lost: LostTask, settings: Settings) -> Finish | Requeue:
         "traceback": "",
     }
     return Finish(attempt=lost.attempt, status=TaskStatus.FAILED, exception=_encode(exception))
+
+
+def unrunnable(claimed: ClaimedTask, error: Exception) -> Finish:
+    """The end of an attempt that cannot be run or whose end cannot be written, and why."""
+    failure = describe(error, kind="error")
+    return Finish(attempt=claimed.attempt, status=TaskStatus.FAILED, exception=_encode(failure))
 
 
 def backoff(retry: Retry, attempt: int, chance: float) -> float:

@@ -12,7 +12,9 @@
   fenced off by (`id`, `attempts`, `locked_by`). Each node adopts the names it has registered.
 - An adopted task is pending again, or failed as `interrupted` where its registration says so
   (`lifecycle.after_interruption`).
-- A node whose own row is gone has been taken from: it ends its tasks and writes nothing.
+- A node whose own row is gone has been taken from: it ends its tasks and writes nothing about
+  them. What nobody has adopted of it, it adopts itself; then it registers again. While it has
+  not renewed its lease in time, it claims nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from lilota_async.engine.lifecycle import after_interruption
-from lilota_async.errors import StoreError
+from lilota_async.errors import StoreError, StoreUnavailable
 from lilota_async.execution.identity import is_certainly_dead
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
@@ -33,6 +36,8 @@ from lilota_async.storage.transitions import Finish, LiveNode, NodeRecord, Reque
 from lilota_async.storage.writer import Writer
 
 HEARTBEATS_PER_LEASE = 3
+AWAY_SHARE = 0.1  # of a lease: an answer that takes longer means that the database was away
+RETRY_SECONDS = 1.0  # after an error of the database, at most
 ADOPTED_AT_ONCE = 500
 logger = logging.getLogger("lilota_async")
 
@@ -48,7 +53,7 @@ class Recovery:
         writer: Writer,
         store: Store,
         *,
-        on_taken_over: Callable[[], None],
+        on_work: Callable[[], None],
         on_lease_lost: Callable[[], None],
     ) -> None:
         self._node = node
@@ -56,17 +61,28 @@ class Recovery:
         self._registry = registry
         self._writer = writer
         self._store = store
-        self._on_taken_over = on_taken_over
+        self._on_work = on_work
         self._on_lease_lost = on_lease_lost
+        self._last_answer = float("-inf")
         self._last_beat = float("-inf")
         self._up_since = float("inf")
         self._loop_task: asyncio.Task[None] | None = None
 
+    @property
+    def holds_lease(self) -> bool:
+        """Whether the lease was renewed in time, so that nobody else may have the node's tasks."""
+        return asyncio.get_running_loop().time() - self._last_beat < self._lease_seconds
+
     async def start(self) -> None:
         """Register the node and take over from those that are gone."""
         await self._register()
-        await self._take_over()
-        self._loop_task = asyncio.create_task(self._beat(), name="lilota recovery")
+        try:
+            await self._take_over()
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("Taking over failed in an unforeseen way; trying on")
+        self._loop_task = asyncio.create_task(self._beat_on(), name="lilota recovery")
 
     async def close(self) -> None:
         """Give the lease back."""
@@ -74,51 +90,82 @@ class Recovery:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop_task
-        with contextlib.suppress(StoreError):  # then the lease runs out by itself
+        if not self._writer.is_connected:
+            return  # the lease runs out by itself
+        with contextlib.suppress(StoreError):
             await self._writer.execute(lambda c: self._store.remove_node(c, self._node.id))
 
     async def _register(self) -> None:
+        asked = asyncio.get_running_loop().time()
         await self._writer.execute(lambda c: self._store.register_node(c, self._node))
+        self._note_answer(asked)
         self._note_beat()
 
-    async def _beat(self) -> None:
+    async def _beat_on(self) -> None:
+        regular = self._lease_seconds / HEARTBEATS_PER_LEASE
+        pause = regular
         while True:
-            await asyncio.sleep(self._lease_seconds / HEARTBEATS_PER_LEASE)
+            await asyncio.sleep(pause)
+            pause = regular
             try:
-                if await self._writer.execute(lambda c: self._store.heartbeat(c, self._node.id)):
-                    self._note_beat()
-                else:
-                    logger.warning(
-                        "This node was silent for longer than its lease of %g s and its tasks "
-                        "were taken over; it ends them here and goes on with new ones",
-                        self._lease_seconds,
-                    )
-                    self._on_lease_lost()
-                    await self._register()
+                await self._beat()
                 await self._take_over()
             except StoreError:
-                continue  # the writer says that the database is away, once
+                pause = min(regular, RETRY_SECONDS)  # the writer says that it is away, once
+            except Exception:
+                logger.exception("A heartbeat failed in an unforeseen way; trying on")
+
+    async def _beat(self) -> None:
+        asked = asyncio.get_running_loop().time()
+        is_known = await self._writer.execute(lambda c: self._store.heartbeat(c, self._node.id))
+        self._note_answer(asked)
+        if is_known:
+            self._note_beat()
+            return
+        logger.warning(
+            "This node was silent for longer than its lease of %g s and its tasks were taken "
+            "over; it ends them here and goes on with new ones",
+            self._lease_seconds,
+        )
+        self._on_lease_lost()
+        await self._adopt_lost()  # before it registers, since afterwards they are its own
+        self._on_lease_lost()  # what a claim under way had brought was adopted as well
+        await self._register()
+
+    def _note_answer(self, asked: float) -> None:
+        """The database has answered; a wait or a gap means that it was away, for all nodes."""
+        now = asyncio.get_running_loop().time()
+        waited = now - asked > self._lease_seconds * AWAY_SHARE
+        # A short outage counts too: another node's silence began up to a heartbeat before it.
+        if waited or now - self._last_answer > self._lease_seconds * 2 / HEARTBEATS_PER_LEASE:
+            self._up_since = now
+        self._last_answer = now
 
     def _note_beat(self) -> None:
-        """The database has answered; a gap since the last time means that it was away."""
-        now = asyncio.get_running_loop().time()
-        if now - self._last_beat > self._lease_seconds * 2 / HEARTBEATS_PER_LEASE:
-            self._up_since = now
-        self._last_beat = now
+        held = self.holds_lease
+        self._last_beat = asyncio.get_running_loop().time()
+        if not held:
+            self._on_work()  # nothing was claimed for want of a lease
 
     async def _take_over(self) -> None:
         nodes = await self._writer.execute(self._store.nodes)
         self._store.has_listeners = len(nodes) > 1
-        dead = [node.id for node in nodes if self._is_dead(node)]
-        for node_id in dead:
-            await self._writer.execute(partial(self._store.remove_node, node_id=node_id))
-        while self._registry:
+        for node in nodes:
+            if node.id == self._node.id:
+                continue
+            if is_certainly_dead(node.machine, node.pid, node.pid_started):
+                await self._remove(node.id)
+            elif self._has_fallen_silent(node):
+                await self._remove(node.id, silent_for=self._lease_seconds)
+        await self._adopt_lost()
+
+    async def _adopt_lost(self) -> None:
+        taken = ADOPTED_AT_ONCE
+        while self._registry and taken == ADOPTED_AT_ONCE:
             taken = await self._writer.execute(self._adopt)
             if taken:
                 logger.info("Took over %d tasks whose node is gone", taken)
-                self._on_taken_over()
-            if taken < ADOPTED_AT_ONCE:
-                return
+                self._on_work()
 
     async def _adopt(self, c: Any) -> int:
         """Adopt lost tasks and write what becomes of them, in one transaction."""
@@ -133,10 +180,11 @@ class Recovery:
             await self._store.requeue(c, requeues)
         return len(lost)
 
-    def _is_dead(self, node: LiveNode) -> bool:
-        if node.id == self._node.id:
-            return False
-        if is_certainly_dead(node.machine, node.pid, node.pid_started):
-            return True
+    def _has_fallen_silent(self, node: LiveNode) -> bool:
         seen_up = asyncio.get_running_loop().time() - self._up_since
         return min(node.silent_seconds, seen_up) > self._lease_seconds
+
+    async def _remove(self, node_id: UUID, silent_for: float | None = None) -> None:
+        await self._writer.execute(
+            partial(self._store.remove_node, node_id=node_id, silent_for=silent_for)
+        )

@@ -35,6 +35,7 @@ from lilota_async.execution.worker_process import WorkerProcess
 Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
 
+REPEATS_AFTER = (0.02, 0.1, 0.4)
 LAST_WORDS = 16 * 1024
 FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
 OOM_CHECK_SECONDS = 1.0
@@ -190,8 +191,17 @@ class Cell:
 
     def interrupt(self, serial: int, reason: Reason) -> None:
         """Ask the process to raise in the task's code; what is not sent yet never will be."""
-        if not self._forget(serial) and not self._gone and serial in self._burst:
-            self._worker.interrupt(f"{reason} {serial}")
+        if not self._forget(serial):
+            self._ask(serial, reason, REPEATS_AFTER)
+
+    def _ask(self, serial: int, reason: Reason, again: tuple[float, ...]) -> None:
+        if self._gone or serial not in self._burst:
+            return
+        self._worker.interrupt(f"{reason} {serial}")
+        # A signal that comes just before a system call does not end that; more than one that
+        # arrives raises only once.
+        if again:
+            self._loop.call_later(again[0], self._ask, serial, reason, again[1:])
 
     def kill(self, serial: int) -> bool:
         """End the process and all that its tasks have started, if it runs this call now.

@@ -82,6 +82,28 @@ class ChannelHandler(logging.Handler):
             self.handleError(record)
 
 
+def log_levels() -> dict[str, int]:
+    """The levels that loggers of this process were given; that of the root is under ""."""
+    root = logging.getLogger()
+    loggers = list(root.manager.loggerDict.items())
+    given = {name: each.level for name, each in loggers if isinstance(each, logging.Logger)}
+    return {"": root.level, **{name: level for name, level in given.items() if level}}
+
+
+def hand_over_records(handler: logging.Handler) -> None:
+    """Have every logger of this process speak through `handler` alone.
+
+    It takes the place of what imported modules have set up: the application has that too, and
+    what it gets from here goes through it.
+    """
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    for logger in list(root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+            logger.propagate = True
+
+
 def _message(serial: int, record: logging.LogRecord) -> LogRecord:
     exception = record.exc_text
     if record.exc_info and not exception:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,25 +93,17 @@ def failed(
 
 def _leave_out_own_frames(error: BaseException) -> None:
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(
-        "lilota_async."
-    ):
+    while frames is not None and _is_machinery(frames.tb_frame.f_globals.get("__name__", "")):
         frames = frames.tb_next
     # A failure of ours, such as an input that does not fit, keeps what there is.
     error.__traceback__ = frames or error.__traceback__
+
+
+def _is_machinery(module: str) -> bool:
+    return module.partition(".")[0] in ("lilota_async", "anyio", "asyncio")
 
 
 def qualified_name(cls: type) -> str:
     """`module.qualname`, the same in the application and in its task processes."""
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
     return f"{module}.{cls.__qualname__}"
-
-
-def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a task's coroutine on an event loop of its own."""
-    import anyio
-
-    async def run() -> Any:
-        return await coroutine
-
-    return anyio.run(run)

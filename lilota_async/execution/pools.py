@@ -21,7 +21,7 @@ import msgspec
 from lilota_async.errors import TaskStopped
 from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.context import CurrentTask, enter_task
-from lilota_async.execution.invocation import Runnable, failed, load, run_coroutine, succeeded
+from lilota_async.execution.invocation import Runnable, failed, load, succeeded
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
 
 
@@ -104,6 +104,8 @@ class ThreadSlot(LocalSlot):
             publish(Started(call.serial))
             result = runnable.function(*arguments)
             if inspect.iscoroutine(result):
+                from lilota_async.execution.coroutines import run_coroutine
+
                 result = run_coroutine(result)
             outcome = succeeded(call, runnable, result, task)
         except BaseException as error:
@@ -121,6 +123,8 @@ class LoopSlot(LocalSlot):
     async def _run(self, call: Call, listener: Listener) -> Outcome:
         loop = asyncio.get_running_loop()
         self._running = loop.create_task(self._work(call, listener), context=Context())
+        if self._stop_requested:  # before there was anything to cancel
+            self._running.cancel()
         await asyncio.wait([self._running])
         if self._running.cancelled():  # before its first step
             return Outcome(call.serial, unstarted=True)

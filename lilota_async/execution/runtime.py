@@ -7,6 +7,7 @@ process, the first two have already been heard.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -15,19 +16,19 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import process
 from contextvars import ContextVar, copy_context
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
 from lilota_async.errors import Interruption, TaskStopped, TaskTimeout
-from lilota_async.execution.channel import Channel, ChannelHandler
+from lilota_async.execution.channel import Channel, ChannelHandler, hand_over_records
 from lilota_async.execution.context import CurrentTask, enter_task, mark_task_process
-from lilota_async.execution.invocation import Runnable, failed, load, run_coroutine, succeeded
+from lilota_async.execution.invocation import Runnable, failed, load, succeeded
 from lilota_async.execution.own_process import PeakMemory, Streams, cpu_seconds, detach
 from lilota_async.execution.protocol import (
     Begin,
@@ -40,12 +41,21 @@ from lilota_async.execution.protocol import (
     frame,
 )
 
+if TYPE_CHECKING:
+    from lilota_async.execution.coroutines import InterruptibleCoroutine
+
+SIGNAL_FOLLOWS_WITHIN = 1.0  # seconds after the request that it belongs to
+
 # ProcessPoolExecutor offers an initializer no other place to leave something for its calls.
 _worker: ContextVar[Worker | None] = ContextVar("lilota_worker", default=None)
 
 
 def boot(
-    channel: Connection, control: Connection, output: Connection, token: bytes, log_level: int
+    channel: Connection,
+    control: Connection,
+    output: Connection,
+    token: bytes,
+    log_levels: Mapping[str, int],
 ) -> None:
     """Make this process a task process; the executor's initializer."""
     detach()
@@ -55,11 +65,9 @@ def boot(
     worker.listen_for_interruptions()
     # The executor would pickle the exception, and what that holds would run in the application.
     process._ExceptionWithTraceback = _end_instead_of_telling  # type: ignore[misc,assignment]
-    root = logging.getLogger()
-    root.setLevel(log_level)
-    # In the place of what the main script has set up: the application has that too, and what
-    # it gets from here goes through it.
-    root.handlers[:] = [ChannelHandler(worker.channel, lambda: worker.serial, worker.publish)]
+    for name, level in log_levels.items():
+        logging.getLogger(name).setLevel(level)
+    hand_over_records(worker.handler)
 
 
 def ready() -> None:
@@ -94,10 +102,12 @@ class Worker:
         self._token = token
         self._runnables: dict[bytes, Runnable] = {}
         self._requests: dict[int, str] = {}
-        self._signals_owed = 0
+        self.handler = ChannelHandler(channel, lambda: self.serial, self.publish)
+        self._asked = float("-inf")
         self._armed: int | None = None
         self._interrupted: int | None = None
         self._masked = 0
+        self._coroutine: InterruptibleCoroutine | None = None
         self._peak = PeakMemory()
         os.set_blocking(control.fileno(), False)
 
@@ -154,19 +164,47 @@ class Worker:
         return succeeded(call, runnable, result, task)
 
     def _invoke(self, serial: int, runnable: Runnable, arguments: list[Any]) -> Any:
-        self._armed = serial  # from here on a request to stop raises
         try:
-            if serial in self._requests:
-                raise self._interruption(serial)
+            self._arm(serial)
             result = runnable.function(*arguments)
-            return run_coroutine(result) if inspect.iscoroutine(result) else result
         finally:
-            self._armed = None
+            self._disarm()
+        return self._run_coroutine(serial, result) if inspect.iscoroutine(result) else result
+
+    def _run_coroutine(self, serial: int, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        # Only processes with async tasks pay for an event loop.
+        from lilota_async.execution.coroutines import InterruptibleCoroutine
+
+        arm = functools.partial(self._arm, serial)
+        self._coroutine = InterruptibleCoroutine(coroutine, arm, self._disarm)
+        try:
+            return self._coroutine.run()
+        finally:
+            self._coroutine = None
+
+    def _arm(self, serial: int) -> None:
+        self._armed = serial  # from here on a request to stop raises
+        self._raise_if_asked()
+
+    def _disarm(self) -> None:
+        self._armed = None
+
+    def _raise_if_asked(self) -> None:
+        if self._masked or self._armed is None or self._armed not in self._requests:
+            return
+        self._interrupted = self._armed
+        self._armed = None  # once: what the task's own `finally` does is not interrupted again
+        interruption: Interruption = TaskStopped("the task was asked to stop")
+        if self._requests[self._interrupted] == "timeout":
+            interruption = TaskTimeout("the task's timeout has passed")
+        if self._coroutine is None or not self._coroutine.cancel(interruption):
+            raise interruption
 
     def _load(self, definition: bytes) -> Runnable:
         runnable = self._runnables.get(definition)
         if runnable is None:
             runnable = self._runnables[definition] = load(definition)
+            hand_over_records(self.handler)  # the modules may have set up their own
         return runnable
 
     def publish(self, message: Message) -> None:
@@ -189,8 +227,7 @@ class Worker:
             send(data)
         finally:
             self._masked -= 1
-        if not self._masked and self._armed is not None and self._armed in self._requests:
-            raise self._interruption(self._armed)
+        self._raise_if_asked()
 
     def listen_for_interruptions(self) -> None:
         """Have the soft signal come here."""
@@ -200,32 +237,22 @@ class Worker:
         """Raise in the task that the parent means, and in no other."""
         if self.channel.is_ours:
             self._read_control()
-        else:
-            self._signals_owed = 0
-        if not self._signals_owed:
-            # The parent did not send it: do what it does to any process.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        self._signals_owed = 0
-        if not self._masked and self._armed is not None and self._armed in self._requests:
-            raise self._interruption(self._armed)
-
-    def _interruption(self, serial: int) -> Interruption:
-        self._armed = None  # once: what the task's own `finally` does is not interrupted again
-        self._interrupted = serial
-        if self._requests[serial] == "timeout":
-            return TaskTimeout("the task's timeout has passed")
-        return TaskStopped("the task was asked to stop")
+            if time.monotonic() - self._asked < SIGNAL_FOLLOWS_WITHIN:
+                self._raise_if_asked()
+                return
+        # The parent did not send it: do what it does to any process.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _read_control(self) -> None:
         try:
             text = os.read(self._control.fileno(), select.PIPE_BUF).decode()
-        except BlockingIOError:
+        except OSError:  # nothing there, or closed by a task
             return
         for line in text.splitlines():
             reason, _, serial = line.partition(" ")
             self._requests[int(serial)] = reason
-            self._signals_owed += 1
+        self._asked = time.monotonic()
 
 
 def _frame_of(outcome: Outcome) -> bytes:

@@ -7,7 +7,6 @@ and of process groups is here.
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -25,6 +24,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 from lilota_async.execution import measures, runtime
+from lilota_async.execution.channel import log_levels
 
 END_TIMEOUT = 2.0  # for a process that was asked to end, and for one that was killed
 MANAGER_TIMEOUT = 0.25
@@ -47,6 +47,7 @@ class WorkerProcess:
         self._opened = contextlib.ExitStack()
         self._pidfd: int | None = None
         self.deaths: tuple[int, ...] = ()
+        self._asked_to_end = 0.0
         self.is_spawned = False
         self._is_closed = False
         self.pid = 0
@@ -61,7 +62,7 @@ class WorkerProcess:
                 max_workers=1,
                 mp_context=self._context,
                 initializer=runtime.boot,
-                initargs=(channel, control, output, self._token, logging.getLogger().level),
+                initargs=(channel, control, output, self._token, log_levels()),
             )
             opened.callback(self.executor.shutdown, wait=False)
             boot = self._submit()
@@ -132,6 +133,7 @@ class WorkerProcess:
     def end_when_idle(self) -> None:
         """Ask the process to end once it has nothing to do; returns at once."""
         self.executor.shutdown(wait=False)
+        self._asked_to_end = self._asked_to_end or time.monotonic()
 
     def join(self) -> int | None:
         """Wait for the end of the process and of its group, and enforce it; the exit code.
@@ -141,17 +143,17 @@ class WorkerProcess:
         if not self.is_spawned:
             return None
         self.end_when_idle()
-        if not self._wait_for_death():
+        if not self._wait_for_death(self._asked_to_end + END_TIMEOUT - time.monotonic()):
             self.kill()
-            self._wait_for_death()
+            self._wait_for_death(END_TIMEOUT)
         self.kill()  # what its tasks have left
         self._end_manager()
         self._wait_for_group()
         return None if self._manager.is_alive() else self._process.exitcode
 
-    def _wait_for_death(self) -> bool:
+    def _wait_for_death(self, seconds: float) -> bool:
         surest = self.deaths[-1]
-        return bool(multiprocessing.connection.wait([surest], END_TIMEOUT))
+        return bool(multiprocessing.connection.wait([surest], max(0.0, seconds)))
 
     def _end_manager(self) -> None:
         self._manager.join(MANAGER_TIMEOUT)

@@ -36,6 +36,13 @@ class Link:
         """Whether the last use of the connection went well."""
         return self._lost_at is None
 
+    @property
+    def lost_seconds(self) -> float:
+        """For how long the database has not been there."""
+        if self._lost_at is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._lost_at
+
     async def connect(self) -> AsyncConnection:
         """The connection, after a pause if the last tries failed."""
         if self._connection is None:
@@ -61,10 +68,9 @@ class Link:
     def confirm(self) -> None:
         """The database has answered a write; logged when it was lost before."""
         if self._lost_at is not None:
-            seconds = asyncio.get_running_loop().time() - self._lost_at
+            _logger.info("The database is back after %.1f s", self.lost_seconds)
             self._lost_at = None
             self._pause = 0.0
-            _logger.info("The database is back after %.1f s", seconds)
 
     async def lose(self, error: BaseException) -> None:
         """Drop the connection after `error`; the first of a row is logged."""

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.edited import MOST_ATTEMPTS
 from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
 from lilota_async.storage.transitions import (
     Attempt,
@@ -74,6 +75,7 @@ WITH picked AS MATERIALIZED (
         SELECT id FROM lilota_task
         WHERE status = 'pending' AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
             AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
+            AND attempts <= {MOST_ATTEMPTS}
         ORDER BY priority DESC, run_at, id
         LIMIT cardinality(CAST(:pids AS bigint[]))
         FOR UPDATE SKIP LOCKED
@@ -121,7 +123,8 @@ UPDATE lilota_task AS task SET
     status = CASE WHEN task.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
     end_date_time = CASE WHEN task.cancel_requested_at IS NOT NULL THEN {_NOW} END,
     run_at = {_NOW} + make_interval(secs => new.delay), locked_by = NULL, pid = NULL,
-    attempts = task.attempts - new.uncounted, max_attempts = task.max_attempts + new.extra,
+    attempts = task.attempts - new.uncounted, max_attempts = task.max_attempts
+        + CASE WHEN task.max_attempts <= {MOST_ATTEMPTS} THEN new.extra ELSE 0 END,
     exception = COALESCE(new.exception, task.exception),
     failures = COALESCE(new.failures, task.failures),
     cpu_seconds = COALESCE(new.cpu, task.cpu_seconds),

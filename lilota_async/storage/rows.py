@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, text
 
+from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
 from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
 from lilota_async.storage.transitions import (
     Attempt,
@@ -22,6 +23,10 @@ from lilota_async.storage.transitions import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+_UNREADABLE = (
+    '{"kind":"error","type":"UnreadableRow","message":"the row was edited: its id is not 32 '
+    'lowercase hexadecimal digits, or its attempts are no number","traceback":""}'
+)
 _FENCE = "id = :id AND attempts = :attempt AND locked_by = :node AND status = 'running'"
 
 
@@ -46,6 +51,7 @@ class RowStore(Store):
         self._pick = text(f"""
             SELECT {CLAIMED_COLUMNS} FROM {dialect.pending_table}
             WHERE status = 'pending' AND run_at <= {now} AND name IN :names
+                AND attempts <= {MOST_ATTEMPTS}
                 AND created_at <= COALESCE(:created_before, created_at)
             ORDER BY priority DESC, run_at, id LIMIT :limit {dialect.for_claim}""").bindparams(
             bindparam("names", expanding=True)
@@ -55,6 +61,10 @@ class RowStore(Store):
                 locked_by = :node, start_date_time = {now}, end_date_time = NULL,
                 progress_percentage = 0, cancel_requested_at = NULL
             WHERE id = :id""")
+        self._refusal = text(f"""
+            UPDATE lilota_task SET status = 'failed', end_date_time = {now},
+                exception = :exception
+            WHERE id = :id AND status = 'pending'""")
         self._finish = text(f"""
             UPDATE lilota_task SET status = :status, end_date_time = {now}, output = :output,
                 exception = :exception, failures = COALESCE(:failures, failures),
@@ -67,7 +77,9 @@ class RowStore(Store):
                     ELSE 'cancelled' END,
                 end_date_time = CASE WHEN cancel_requested_at IS NOT NULL THEN {now} END,
                 run_at = {dialect.later(":delay")}, locked_by = NULL, pid = NULL,
-                attempts = attempts - :uncounted, max_attempts = max_attempts + :extra,
+                attempts = attempts - :uncounted,
+                max_attempts = max_attempts
+                    + CASE WHEN max_attempts <= {MOST_ATTEMPTS} THEN :extra ELSE 0 END,
                 exception = COALESCE(:exception, exception),
                 failures = COALESCE(:failures, failures),
                 cpu_seconds = COALESCE(:cpu, cpu_seconds),
@@ -94,7 +106,11 @@ class RowStore(Store):
                 "limit": len(claim.pids),
             },
         )
-        chosen = list(zip(picked.all(), claim.pids, strict=False))
+        rows = picked.all()
+        sound = [row for row in rows if is_sound(row)]
+        if len(sound) < len(rows):
+            await self._refuse(c, [row.id for row in rows if row not in sound])
+        chosen = list(zip(sound, claim.pids, strict=False))
         if not chosen:
             return []
         node = self._key(claim.node_id)
@@ -102,6 +118,10 @@ class RowStore(Store):
             self._claim, [{"id": row.id, "pid": pid, "node": node} for row, pid in chosen]
         )
         return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
+
+    async def _refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
+        """pending -> failed, for rows that no attempt can be made of."""
+        await c.execute(self._refusal, [{"id": key, "exception": _UNREADABLE} for key in keys])
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
         parameters = [

@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, text
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -74,8 +75,10 @@ class Store(ABC):
         self._statements = _statements(dialect)
         self._lost = text(f"""
             SELECT id, name, attempts, interruptions, cancel_requested_at FROM lilota_task
-            WHERE status = 'running' AND name IN :names
+            WHERE status = 'running' AND name IN :names AND interruptions <= {MOST_ATTEMPTS}
                 AND (locked_by IN :owners OR (:unowned AND locked_by IS NULL))
+                AND NOT EXISTS
+                    (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
             ORDER BY id LIMIT :limit {dialect.for_adoption}""").bindparams(
             bindparam("names", expanding=True), bindparam("owners", expanding=True)
         )
@@ -84,6 +87,13 @@ class Store(ABC):
             WHERE status = 'running' AND name IN :names AND NOT EXISTS
                 (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
             """).bindparams(bindparam("names", expanding=True))
+        self._next_due = (
+            text(f"""
+            SELECT MIN(run_at) AS due, {dialect.now} AS now FROM lilota_task
+            WHERE status = 'pending' AND run_at > {dialect.now} AND name IN :names""")
+            .bindparams(bindparam("names", expanding=True))
+            .columns(due=UtcDateTime, now=UtcDateTime)
+        )
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     async def prepare(self, c: AsyncConnection) -> None:  # noqa: B027
@@ -158,6 +168,11 @@ class Store(ABC):
             raise TaskIsRunning(task_id)
         return False
 
+    async def seconds_to_next(self, c: AsyncConnection, names: Sequence[str]) -> float | None:
+        """Seconds until the next task of these names becomes due; None without one."""
+        row = (await c.execute(self._next_due, {"names": list(names)})).one()
+        return None if row.due is None else float((row.due - row.now).total_seconds())
+
     async def announce(self, c: AsyncConnection) -> None:  # noqa: B027
         """Tell the other nodes that there is something new, where the database can."""
 
@@ -188,9 +203,20 @@ class Store(ABC):
         result = await c.execute(self._statements["heartbeat"], {"id": self._key(node_id)})
         return bool(result.rowcount == 1)
 
-    async def remove_node(self, c: AsyncConnection, node_id: UUID) -> None:
-        """Forget the node; its running tasks, if any, are for `adopt()`."""
-        await c.execute(self._statements["remove_node"], {"id": self._key(node_id)})
+    async def remove_node(
+        self, c: AsyncConnection, node_id: UUID, silent_for: float | None = None
+    ) -> None:
+        """Forget the node; its running tasks, if any, are for `adopt()`.
+
+        With `silent_for` only if it has been silent for so many seconds: it may have come back.
+        """
+        parameters = {"id": self._key(node_id)}
+        if silent_for is None:
+            await c.execute(self._statements["remove_node"], parameters)
+        else:
+            await c.execute(
+                self._statements["remove_silent_node"], {**parameters, "silent_for": silent_for}
+            )
 
     async def nodes(self, c: AsyncConnection) -> list[LiveNode]:
         """Every node that is registered."""
@@ -204,6 +230,7 @@ class Store(ABC):
                 silent_seconds=float(row.silent_seconds),
             )
             for row in rows.all()
+            if is_key(row.id) and row.silent_seconds is not None
         ]
 
     async def adopt(
@@ -234,6 +261,7 @@ class Store(ABC):
                 is_cancel_requested=row.cancel_requested_at is not None,
             )
             for row in found.all()
+            if is_sound(row)
         ]
         if lost:
             owner = self._key(node_id)
@@ -293,6 +321,9 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             {dialect.upsert_node}""",
         "heartbeat": f"UPDATE lilota_node SET last_seen_at = {now} WHERE id = :id",
         "remove_node": "DELETE FROM lilota_node WHERE id = :id",
+        "remove_silent_node": f"""
+            DELETE FROM lilota_node
+            WHERE id = :id AND {dialect.seconds_since_seen} >= :silent_for""",
         "nodes": f"""
             SELECT id, machine, pid, pid_started, {dialect.seconds_since_seen} AS silent_seconds
             FROM lilota_node ORDER BY id""",
@@ -341,7 +372,7 @@ def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
         pid=pid,
         input=row.input,
         max_attempts=row.max_attempts,
-        timeout_seconds=row.timeout_seconds,
+        timeout_seconds=limit_seconds(row.timeout_seconds),
         tags=row.tags,
         checkpoint=row.checkpoint,
         failures=row.failures,

@@ -66,6 +66,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._closing = False
+        self._flushing_since: float | None = None
         self.flushes = 0
 
     async def __aenter__(self) -> Writer:
@@ -84,6 +85,14 @@ class Writer:
     def is_connected(self) -> bool:
         """Whether the database answered the last time it was asked."""
         return self._link.is_up
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the database has not answered for longer than callers wait for it."""
+        hanging = 0.0
+        if self._flushing_since is not None:
+            hanging = asyncio.get_running_loop().time() - self._flushing_since
+        return max(hanging, self._link.lost_seconds) > self._store_timeout
 
     async def start(self) -> None:
         """Connect and begin to write; StoreUnavailable when the database cannot be reached."""
@@ -171,7 +180,9 @@ class Writer:
                 await self._wake.wait()
             self._wake.clear()
             self._in_flight = take(self._queue)
-            self._expiry = asyncio.get_running_loop().call_later(_EXPIRY_PERIOD, self._expire)
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(_EXPIRY_PERIOD, self._expire)
+            self._flushing_since = loop.time()
             try:
                 await self._flush(self._in_flight)
             except Exception as error:
@@ -181,6 +192,7 @@ class Writer:
                     operation.fail(error)
             finally:
                 self._expiry.cancel()
+                self._flushing_since = None
             self._in_flight = []
 
     async def _flush(self, batch: list[Operation], tries: int = 1) -> None:

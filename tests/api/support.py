@@ -13,6 +13,7 @@ import psutil
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from lilota_async import Lilota, Task, TaskId
+from tests.execution.support import nothing_left, warm_up
 
 DEADLINE = 30.0
 POLL = 0.01
@@ -85,3 +86,17 @@ async def row(lilota: Lilota, task_id: TaskId[Any]) -> Task:
     task = await lilota.get_task_by_id(task_id)
     assert task is not None
     return task
+
+
+@asynccontextmanager
+async def leaving_nothing(lilota: Lilota) -> AsyncIterator[Lilota]:
+    """A started Lilota, stopped at the end of the block; then nothing more is there than before.
+
+    Before is after a first start and stop: those bring up what is of the whole process.
+    """
+    warm_up("forkserver")
+    async with lilota:
+        pass
+    with nothing_left():
+        async with lilota:
+            yield lilota

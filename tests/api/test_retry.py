@@ -34,6 +34,25 @@ async def test_no_retry_by_default(make_lilota: MakeLilota) -> None:
     assert (task.attempts, task.max_attempts, task.failures) == (1, 1, None)
 
 
+async def test_a_retry_that_waits_through_a_restart(
+    make_lilota: MakeLilota, database_url: str
+) -> None:
+    """What becomes due after a restart is run when it is, and not at some poll later on."""
+    lilota = make_lilota(db_url=database_url)
+    policy = Retry(max_attempts=2, delay=3.0, jitter=False)
+    lilota.register(retry=policy)(fail_until)
+    async with lilota:
+        task_id = await lilota.schedule(fail_until, 2)
+        await row_when(lilota, task_id, lambda task: task.exception is not None)
+    due = (await row(lilota, task_id)).run_at
+    async with lilota:
+        await lilota.wait(task_id, DEADLINE)
+    began = (await row(lilota, task_id)).start_date_time
+    assert began is not None
+    # On PostgreSQL the poll is 15 s apart; the others poll each second.
+    assert 0 <= (began - due).total_seconds() < 1.5
+
+
 async def test_until_it_works(make_lilota: MakeLilota, fast_database_url: str) -> None:
     """A task that fails twice and then works is completed on attempt 3, with its history."""
     lilota = make_lilota(db_url=fast_database_url)

@@ -135,7 +135,17 @@ TABLE: dict[str, tuple[Ended, dict[Intent | None, Any]]] = {
         },
     ),
     "Abort": (ABORT, {None: failed_with("error"), Intent.LEASE_LOST: NOTHING}),
-    "RetryLater": (LATER, {None: FREE, Intent.LEASE_LOST: NOTHING}),
+    "RetryLater": (
+        LATER,
+        {
+            None: FREE,
+            Intent.TIMEOUT: FREE,
+            Intent.MEMORY: FREE,
+            Intent.CANCEL: CANCELLED,
+            Intent.STOP: FREE,
+            Intent.LEASE_LOST: NOTHING,
+        },
+    ),
     "a death": (
         CRASH,
         {

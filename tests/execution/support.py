@@ -188,7 +188,11 @@ class Belongings:
                 for process in psutil.Process().children(recursive=True)
                 if process.pid != fork_server()
             ),
-            threads=frozenset(thread.name for thread in threading.enumerate()),
+            threads=frozenset(
+                thread.name
+                for thread in threading.enumerate()
+                if not thread.name.startswith("asyncio_")  # of the loop's own pool
+            ),
             descriptors=descriptors,
             semaphores=frozenset(re.findall(r"/dev/shm/sem\.mp-\w+", maps)),
         )

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,10 @@ def hold_gil(path: str) -> None:
 def stop_itself(path: str) -> None:
     Path(path).touch()
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def leave_thread() -> None:
+    threading.Thread(target=time.sleep, args=(600,)).start()
 
 
 def close_everything() -> None:
@@ -274,6 +279,29 @@ async def wait_for_ever(path: str) -> None:
         touch(path)
         await anyio.sleep(600)
     finally:
+        print("cleaned up")
+
+
+async def loop_for_ever_async(path: str) -> None:
+    loop_for_ever(path)
+
+
+async def wait_and_clean_up(path: str) -> None:
+    try:
+        touch(path)
+        await anyio.sleep(600)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.001)
+        print("cleaned up")
+
+
+def clean_up_slowly(path: str) -> None:
+    try:
+        touch(path)
+        time.sleep(600)
+    finally:
+        time.sleep(0.6)
         print("cleaned up")
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.execution.support import is_alive
@@ -101,6 +102,22 @@ def test_nothing_outlives_an_application(
     application.send_signal(how)
     application.wait()
     _wait(lambda: not any(map(is_alive, pids)), 1.0)
+
+
+def test_ctrl_c_is_for_the_application_alone(
+    application: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """The terminal sends it to all of its processes; tasks do not hear of it."""
+    pids = [int(path.read_text()) for path in tmp_path.glob("*.process")]
+    for process in psutil.Process(application.pid).children(recursive=True):
+        process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert all(map(is_alive, pids))
+    application.send_signal(signal.SIGINT)
+    _, errors = application.communicate(timeout=PATIENCE)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert errors.count("KeyboardInterrupt") <= 2
+    assert not any(map(is_alive, pids))
 
 
 @pytest.mark.parametrize("keep", ["keep", "forget"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    "function", [tasks.loop_for_ever, tasks.sleep_for_ever, tasks.wait_for_ever]
+    "function",
+    [tasks.loop_for_ever, tasks.sleep_for_ever, tasks.wait_for_ever, tasks.loop_for_ever_async],
 )
 @pytest.mark.parametrize(
     ("reason", "name"), [("cancel", "TaskStopped"), ("timeout", "TaskTimeout")]
@@ -50,6 +53,64 @@ async def test_an_interruption_is_raised_in_the_tasks_code(
     assert ended.interrupted
     assert failure_of(ended)["type"].endswith(name)
     assert heard.text == "cleaned up\n"
+
+
+async def test_a_signal_that_gets_lost_is_sent_again(
+    cells: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes just before a system call does not end that call."""
+    sent: list[int] = []
+
+    def lose_the_first(pid: int, number: int) -> None:
+        sent.append(number)
+        if len(sent) > 1:
+            send(pid, number)
+
+    send = os.kill
+    cell = await cells.cell()
+    path = tmp_path / "begun"
+    call = call_of(tasks.sleep_for_ever, str(path))
+    running = asyncio.ensure_future(cell.run(call, Heard()))
+    await until(path.exists)
+    monkeypatch.setattr(os, "kill", lose_the_first)
+    cell.interrupt(call.serial, "cancel")
+    assert failure_of(await asyncio.wait_for(running, 5))["type"].endswith("TaskStopped")
+    await asyncio.sleep(0.5)
+    assert sent == [signal.SIGTERM] * 2
+
+
+async def test_signals_that_come_again_do_not_disturb_the_cleaning_up(
+    cells: Bench, tmp_path: Path
+) -> None:
+    """A task is interrupted once, however often it is asked."""
+    cell = await cells.cell()
+    heard = Heard()
+    path = tmp_path / "begun"
+    call = call_of(tasks.clean_up_slowly, str(path))
+    running = asyncio.ensure_future(cell.run(call, heard))
+    await until(path.exists)
+    cell.interrupt(call.serial, "cancel")
+    assert failure_of(await asyncio.wait_for(running, 5))["type"].endswith("TaskStopped")
+    assert heard.text == "cleaned up\n"
+
+
+async def test_a_coroutine_is_interrupted_at_any_moment(cells: Bench, tmp_path: Path) -> None:
+    """While it runs, while its loop does, and while that waits; its `finally` can await."""
+    cell = await cells.cell()
+    for round in range(60):
+        heard = Heard()
+        path = tmp_path / str(round)
+        call = call_of(tasks.wait_and_clean_up, str(path))
+        running = asyncio.ensure_future(cell.run(call, heard))
+        while not path.exists():
+            await asyncio.sleep(0)
+        await asyncio.sleep(round * 0.00005)
+        cell.interrupt(call.serial, "cancel")
+        ended = await asyncio.wait_for(running, 5)
+        assert isinstance(ended, Outcome)
+        assert ended.interrupted
+        assert failure_of(ended)["type"].endswith("TaskStopped")
+        assert heard.text == "cleaned up\n"
 
 
 async def test_what_swallows_an_interruption_is_killed(cells: Bench, tmp_path: Path) -> None:
@@ -185,9 +246,6 @@ async def test_a_process_that_does_not_react_is_killed_before_the_call_begins(
     cells: Bench,
 ) -> None:
     """It was stopped while it was idle: the call never began."""
-    import os
-    import signal
-
     cell = await cells.cell()
     os.kill(cell.pid, signal.SIGSTOP)
     calls = [call_of(tasks.ok), call_of(tasks.ok)]

@@ -7,6 +7,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import processes, runtime
 from lilota_async.execution.cells import Crash, Unstarted
 from lilota_async.execution.processes import ProcessPool, Recycling
-from lilota_async.execution.worker_process import WorkerProcess
+from lilota_async.execution.worker_process import END_TIMEOUT, WorkerProcess
 from tests.execution import tasks
 from tests.execution.support import (
     Heard,
@@ -76,6 +77,35 @@ async def test_a_close_ends_what_runs_and_what_comes_up(method: str) -> None:
             os.kill(first.pid, signal.SIGKILL)
             await asyncio.sleep(delay)
         assert isinstance(await running, Crash | Unstarted)
+
+
+async def test_threads_that_tasks_have_left_hold_up_the_close_once(method: str) -> None:
+    """Idle processes may end by themselves, all at the same time, and then they are ended."""
+    async with pool_of(method, size=5) as pool:
+        await asyncio.gather(
+            *(cell.run(call_of(tasks.leave_thread), Heard()) for cell in pool.slots())
+        )
+        started = time.monotonic()
+        await pool.close()
+        assert time.monotonic() - started < 1.5 * END_TIMEOUT
+
+
+async def test_a_start_without_descriptors_leaves_nothing(method: Any) -> None:
+    """Wherever they run out on the way."""
+    warm_up(method)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for more in range(0, 26, 2):
+        with nothing_left():
+            used = max(map(int, os.listdir("/proc/self/fd")))
+            pool = ProcessPool(1, lambda: None, start_method=method)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))
+            try:
+                await pool.start()
+            except (WorkerStartFailed, OSError):
+                pass
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await pool.close()
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(method: Any) -> None:

@@ -1,0 +1,33 @@
+"""Rows that were edited by hand: SQLite keeps any value in any column, and ids of any form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from uuid import UUID
+
+MOST_ATTEMPTS = 2**31 - 2  # one more still fits into the column
+
+
+def is_sound(row: Any) -> bool:
+    """Whether the row can be run: an id in the right form, and attempts that can be counted."""
+    counts = (row.attempts, getattr(row, "interruptions", 0))
+    return is_key(row.id) and all(
+        isinstance(count, int) and abs(count) <= MOST_ATTEMPTS for count in counts
+    )
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an id in the form in which this library writes it."""
+    if not isinstance(value, str):
+        return hasattr(value, "int")  # a driver's own class of UUIDs
+    try:
+        return UUID(value).hex == value
+    except ValueError:
+        return False
+
+
+def limit_seconds(value: Any) -> float | None:
+    """A timeout, if it is one."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None
