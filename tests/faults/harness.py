@@ -21,13 +21,14 @@ from tests.faults.history import Tables
 from tests.faults.invariants import Evidence, Facts, Freeze, Violation, check
 from tests.faults.ledger import VARIABLE, Ledger
 from tests.faults.replica import Configuration
-from tests.faults.tasks import MAX_ATTEMPTS
+from tests.faults.tasks import MAX_ATTEMPTS, release_of
 
 ROOT = Path(__file__).parents[2]
 RUN_VARIABLE = "LILOTA_FAULTS_RUN"
 DEADLINE = 60.0
 POLL_SECONDS = 0.02
-RESTING_SECONDS = 0.2
+RESTING_SECONDS = 0.1
+ORPHAN_SECONDS = 5.0
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
@@ -80,11 +81,10 @@ class Replica:
 
     def task_processes(self) -> list[int]:
         """The processes of its cells: each leads a session of its own."""
-        found = []
+        found: list[int] = []
         try:
-            for process in psutil.Process(self.pid).children(recursive=True):
-                if os.getsid(process.pid) == process.pid:
-                    found.append(process.pid)
+            children = psutil.Process(self.pid).children(recursive=True)
+            found.extend(each.pid for each in children if os.getsid(each.pid) == each.pid)
         except (psutil.NoSuchProcess, ProcessLookupError):
             pass
         return found
@@ -157,17 +157,26 @@ class Run:
 
     def start(self, **options: object) -> Replica:
         """Start a replica; it is not ready yet."""
-        base = Configuration(url=self.url, lease=self.facts.lease_seconds)
+        seed = len(self.replicas) + 1
+        base = Configuration(url=self.url, lease=self.facts.lease_seconds, seed=seed)
         replica = Replica(self, replace(base, **options))  # type: ignore[arg-type]
         self.replicas.append(replica)
         return replica
+
+    def release(self, attempt: int) -> None:
+        """Let this attempt of every task that holds come to its end."""
+        release_of(self.ledger.path, attempt).touch()
 
     def started(self, count: int, name: str = "start") -> bool:
         """Whether so many bodies have started."""
         return len(self.ledger.read([name])) >= count  # type: ignore[list-item]
 
-    def wait_for_rest(self, deadline: float = DEADLINE) -> bool:
-        """Wait until every row is final; False when that does not come to be."""
+    def wait_for_rest(self, deadline: float = DEADLINE, *, load: int = 0) -> bool:
+        """Wait until every row is final; False when that does not come to be.
+
+        `load` schedules have to be answered first.
+        """
+        wait_until(lambda: self.started(load, "ack"), "the scheduling")
         end = time.monotonic() + deadline
         while self.tables.unfinished():
             if time.monotonic() > end:
@@ -193,13 +202,11 @@ class Run:
             if entry.value
         ]
         if not any(replica.is_alive for replica in self.replicas):
-            _, alive = psutil.wait_procs(self._family(), timeout=2.0)
+            end = time.monotonic() + ORPHAN_SECONDS
+            while (alive := self._family()) and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
             found += [
-                Violation(
-                    invariant="I9",
-                    id=str(process.pid),
-                    what=f"lives without its replica: {' '.join(process.cmdline())}",
-                )
+                Violation(invariant="I9", id=str(process.pid), what="lives without its replica")
                 for process in alive
             ]
             left = self._connections()
@@ -227,7 +234,7 @@ class Run:
                 if process.environ().get(RUN_VARIABLE) == self._name:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+                continue  # a zombie has no environment, and nobody here to bury it
         return found
 
 

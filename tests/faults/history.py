@@ -91,6 +91,7 @@ class Row:
     attempts: int
     max_attempts: int
     interruptions: int
+    token: str
     output: Any
     exception: Any
 
@@ -162,8 +163,8 @@ class Tables:
     def rows(self) -> list[Row]:
         """Every task as it is now."""
         found = self.fetch(
-            "SELECT id, name, status, attempts, max_attempts, interruptions, output, exception"
-            " FROM lilota_task"
+            "SELECT id, name, status, attempts, max_attempts, interruptions, input, output,"
+            " exception FROM lilota_task"
         )
         return [
             Row(
@@ -173,8 +174,9 @@ class Tables:
                 attempts=row[3],
                 max_attempts=row[4],
                 interruptions=row[5],
-                output=None if row[6] is None else json.loads(row[6]),
-                exception=None if row[7] is None else json.loads(row[7]),
+                token=json.loads(row[6])["token"],
+                output=None if row[7] is None else json.loads(row[7]),
+                exception=None if row[8] is None else json.loads(row[8]),
             )
             for row in found
         ]

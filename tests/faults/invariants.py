@@ -1,7 +1,7 @@
 """The invariants I1 to I8, checked on ledgers and histories by nothing of the library's own.
 
 I1  Every acknowledged id has a row, and at rest every row is final.
-I2  What runs has a row; every row was asked for; what was refused has none.
+I2  What runs has a row; every row was asked for, once; what was refused has none.
 I3  An attempt starts at most once, after it was committed; starts never exceed attempts.
 I4  Attempts never exceed what is allowed.
 I5  No two runs of one id overlap, but for a node that was frozen past its lease.
@@ -17,12 +17,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tests.faults.history import Change, NodeChange, Row, State
 from tests.faults.ledger import Entry
 
 FINAL = ("completed", "failed", "cancelled")
 CLOCK_SECONDS = 0.005  # SQLite's clock has milliseconds
+HEARTBEATS_PER_LEASE = 3
+HEARTBEAT_LATE_SECONDS = 0.25
 LEGAL = {
     ("pending", "running"),
     ("pending", "cancelled"),
@@ -109,6 +112,8 @@ class Case:
         self._facts = facts
         self._rows = {row.id: row for row in evidence.rows}
         self._told: dict[str, set[str]] = defaultdict(set)
+        self._acknowledged: set[str] = set()
+        self._stopped = {e.pid: e.wall for e in evidence.ledger if e.kind == "stopped"}
         self._starts: dict[str, list[Entry]] = defaultdict(list)
         self._runs: dict[str, list[Run]] = defaultdict(list)
         self._history: dict[str, list[Change]] = defaultdict(list)
@@ -120,7 +125,9 @@ class Case:
 
     def _note(self, entry: Entry) -> None:
         if entry.kind in ("intent", "ack", "unknown", "refused"):
-            self._told[entry.id].add(entry.kind)
+            self._told[entry.token].add(entry.kind)
+            if entry.kind == "ack":
+                self._acknowledged.add(entry.id)
         elif entry.kind == "start":
             self._starts[entry.id].append(entry)
             run = Run(attempt=entry.attempt, start=entry.wall, end=entry.wall)
@@ -135,9 +142,8 @@ class Case:
 
     def nothing_lost(self) -> Iterator[Violation]:
         """I1."""
-        for task_id, told in self._told.items():
-            if "ack" in told and task_id not in self._rows:
-                yield Violation(invariant="I1", id=task_id, what="acknowledged, and has no row")
+        for task_id in self._acknowledged - set(self._rows):
+            yield Violation(invariant="I1", id=task_id, what="acknowledged, and has no row")
         for row in self._rows.values():
             if row.status not in FINAL:
                 yield Violation(invariant="I1", id=row.id, what=f"at rest it is {row.status}")
@@ -148,11 +154,13 @@ class Case:
             inserted = [c.wall for c in self._history[task_id] if c.old is None]
             if not inserted or inserted[0] > starts[0].wall + CLOCK_SECONDS:
                 yield Violation(invariant="I2", id=task_id, what="it ran before it had a row")
-        for task_id in self._rows:
-            if "intent" not in self._told[task_id]:
-                yield Violation(invariant="I2", id=task_id, what="nobody asked for this row")
-            if self._told[task_id] == {"intent", "refused"}:
-                yield Violation(invariant="I2", id=task_id, what="refused, and has a row")
+        seen: set[str] = set()
+        for row in self._rows.values():
+            if "intent" not in self._told[row.token] or row.token in seen:
+                yield Violation(invariant="I2", id=row.id, what="nobody asked for this row")
+            if self._told[row.token] == {"intent", "refused"}:
+                yield Violation(invariant="I2", id=row.id, what="refused, and has a row")
+            seen.add(row.token)
 
     def starts_are_counted(self) -> Iterator[Violation]:
         """I3."""
@@ -167,7 +175,7 @@ class Case:
             claims = {
                 c.new.attempts: c.wall
                 for c in reversed(self._history[task_id])
-                if c.new and c.old and (c.old.status, c.new.status) == ("pending", "running")
+                if c.new and _is_claim(c)
             }
             for entry in starts:
                 if claims.get(entry.attempt, entry.wall + 1) > entry.wall + CLOCK_SECONDS:
@@ -192,7 +200,7 @@ class Case:
         """I5."""
         for task_id, runs in self._runs.items():
             ordered = sorted(runs, key=lambda run: run.start)
-            for earlier, later in zip(ordered, ordered[1:], strict=False):
+            for earlier, later in pairwise(ordered):
                 overlap = earlier.end > later.start + CLOCK_SECONDS
                 if overlap and not self._was_frozen(self._node_of(task_id, earlier), later.start):
                     what = f"attempts {earlier.attempt} and {later.attempt} ran at the same time"
@@ -235,7 +243,8 @@ class Case:
         if new is None:
             return "the row was deleted"
         if old is None:
-            return None if new.status == "pending" else f"born {new.status}"
+            runs = new.status == "running" and new.attempts == 1 and new.locked_by
+            return None if new.status == "pending" or runs else f"born {new.status}"
         step = f"{_told(old)} -> {_told(new)}"
         if (old.status, new.status) not in LEGAL:
             return step
@@ -259,6 +268,8 @@ class Case:
         pid = self._pids.get(old.locked_by)
         if pid is None:
             return f"taken from the node {old.locked_by}, which nobody has seen"
+        if self._stopped.get(pid, wall) < wall:
+            return f"left running by process {pid}, which has stopped in order"
         ended = self._facts.ended.get(pid)
         if ended is not None and ended <= wall + CLOCK_SECONDS:
             return None
@@ -267,23 +278,30 @@ class Case:
         return f"taken from process {pid}, which lives"
 
     def _was_frozen(self, pid: int | None, wall: float) -> bool:
-        """Whether it stood still for a lease, before this moment."""
+        """Whether it had been silent for a lease by this moment, for it stood still."""
         lease = self._facts.lease_seconds
+        # It may have been about to renew its lease when it was frozen.
+        silent = lease / HEARTBEATS_PER_LEASE + HEARTBEAT_LATE_SECONDS
         return any(
-            freeze.pid == pid and freeze.start + lease <= wall and freeze.end - freeze.start > lease
+            freeze.pid == pid and min(wall, freeze.end) - freeze.start > lease - silent
             for freeze in self._facts.freezes
         )
 
     def _node_of(self, task_id: str, run: Run) -> int | None:
         for change in self._history[task_id]:
-            if change.new and change.new.status == "running" and change.new.locked_by:
-                if change.new.attempts == run.attempt and _is(change, "pending", "running"):
-                    return self._pids.get(change.new.locked_by)
+            if change.new and _is_claim(change) and change.new.attempts == run.attempt:
+                return self._pids.get(change.new.locked_by or "")
         return None
 
 
 def _is(change: Change, old: str, new: str) -> bool:
     return bool(change.old and change.new and (change.old.status, change.new.status) == (old, new))
+
+
+def _is_claim(change: Change) -> bool:
+    """pending -> running, or inserted as running."""
+    born = change.old is None and change.new is not None and change.new.status == "running"
+    return born or _is(change, "pending", "running")
 
 
 def _is_retry(change: Change) -> bool:

@@ -1,6 +1,7 @@
 """Ledgers: what clients were told and what task bodies did, whoever dies meanwhile.
 
-A client writes `intent` before `schedule()`, then `ack`, `unknown` or `refused`. A task's body
+A client draws a token for each task, which is part of the input, and writes `intent` before
+`schedule()`, then `ack`, `unknown` or `refused`, with the id where it is known. A task's body
 writes `start`, `tick` while it runs, and `end` with what it is about to return. Each is one
 write to a file opened with O_APPEND, so that lines of many processes never mix.
 """
@@ -25,6 +26,7 @@ class Entry:
 
     kind: Kind
     id: str
+    token: str = ""
     pid: int
     monotonic: float
     wall: float

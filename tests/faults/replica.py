@@ -23,9 +23,10 @@ from lilota_async import Lilota, NotRunning, TaskId
 from lilota_async.errors import ScheduleUnknown, StoreUnavailable
 from tests.faults import failpoints, seeded
 from tests.faults.ledger import Ledger
-from tests.faults.tasks import Work, register
+from tests.faults.tasks import MAX_ATTEMPTS, NAMES, Work, register
 
 AT_A_TIME = 8
+TRIES = 3
 STOP_SECONDS = 60.0
 THREAD_SECONDS = 0.5
 
@@ -34,18 +35,21 @@ THREAD_SECONDS = 0.5
 class Load:
     """What a replica schedules: so many tasks, or on and on; `pause` seconds after each.
 
-    Shares of 1: how many tasks die, hang or raise in their first attempt, are `once` or are
-    `patient`.
+    Shares of 1: how many tasks die, hang or raise in their first attempt, raise in all of
+    them, or are called `once`, `patient` or `limited`.
     """
 
     tasks: int | None = 0
     pause: float = 0.0
     seconds: tuple[float, float] = (0.001, 0.05)
+    holds: bool = False
     crashing: float = 0.0
     hanging: float = 0.0
     failing: float = 0.0
+    hopeless: float = 0.0
     once: float = 0.0
     patient: float = 0.0
+    limited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Configuration:
     processes: int = 2
     lease: float = 30.0
     store_timeout: float = 30.0
-    names: tuple[str, ...] = ("work", "once", "patient")
+    names: tuple[str, ...] = NAMES
     load: Load = field(default_factory=Load)
     fault: str | None = None
     failpoint: str | None = None
@@ -78,7 +82,8 @@ class Client:
         self._lilota = lilota
         self._load = configuration.load
         self._ledger = ledger
-        self._random = random.Random(configuration.seed)
+        self._drawn = random.Random(configuration.seed)  # the tasks depend on nothing else
+        self._chance = random.Random(configuration.seed)
         self._stopped = asyncio.Event()
         self._places = asyncio.Semaphore(AT_A_TIME)
         self._scheduling: set[asyncio.Task[None]] = set()
@@ -93,50 +98,54 @@ class Client:
         while count != self._load.tasks and not self._stopped.is_set():
             count += 1
             await self._places.acquire()
-            one = asyncio.create_task(self._schedule(*self._draw()))
+            one = asyncio.create_task(self._schedule(*draw(self._load, self._drawn)))
             self._scheduling.add(one)
             one.add_done_callback(self._scheduling.discard)
             if self._load.pause:
-                await asyncio.sleep(self._load.pause * self._random.uniform(0.5, 1.5))
+                await asyncio.sleep(self._load.pause * self._chance.uniform(0.5, 1.5))
         await asyncio.gather(*self._scheduling)
 
-    def _draw(self) -> tuple[str, Work]:
-        load, chance = self._load, self._random.random()
-        name = "work"
-        if chance < load.once:
-            name = "once"
-        elif chance < load.once + load.patient:
-            name = "patient"
-        fate = self._random.random()
-        crashes = int(fate < load.crashing)
-        hangs = int(load.crashing <= fate < load.crashing + load.hanging)
-        failures = int(0 <= fate - load.crashing - load.hanging < load.failing)
-        repeatable = name == "work"
-        return name, Work(
-            value=self._random.randrange(1_000_000),
-            seconds=self._random.uniform(*load.seconds),
-            crashes=crashes if repeatable else 0,
-            hangs=hangs if repeatable else 0,
-            failures=failures if repeatable else 0,
-        )
-
     async def _schedule(self, name: str, data: Work) -> None:
-        task_id: TaskId[Any] = TaskId()
-        self._ledger.write("intent", task_id)
+        token = data.token
+        # With an id of its own the client knows what to ask for whatever happens.
+        task_id: TaskId[Any] | None = TaskId() if self._chance.random() < 0.5 else None
+        self._ledger.write("intent", token=token)
         try:
-            for _ in range(3):
+            for _ in range(TRIES):
                 try:
-                    await self._lilota.schedule(name, data, task_id=task_id)
-                except ScheduleUnknown:
-                    self._ledger.write("unknown", task_id)  # the same id again is safe
+                    scheduled = await self._lilota.schedule(name, data, task_id=task_id)
+                except ScheduleUnknown as unknown:  # the same id again is safe
+                    task_id = TaskId(unknown.task_id)
+                    self._ledger.write("unknown", task_id, token=token)
                 except (StoreUnavailable, NotRunning):
-                    self._ledger.write("refused", task_id)
+                    self._ledger.write("refused", token=token)
                     return
                 else:
-                    self._ledger.write("ack", task_id)
+                    self._ledger.write("ack", scheduled, token=token)
                     return
         finally:
             self._places.release()
+
+
+def draw(load: Load, chance: random.Random) -> tuple[str, Work]:
+    """The name and the input of the next task."""
+    others = ("once", "patient", "limited")
+    shares = [getattr(load, name) for name in others]
+    (name,) = chance.choices(("work", *others), (1 - sum(shares), *shares))
+    fates = ("crashing", "hanging", "failing", "hopeless")
+    weights = [getattr(load, fate) for fate in fates]
+    (fate,) = chance.choices(("none", *fates), (1 - sum(weights), *weights))
+    if name != "work":
+        fate = "none"
+    return name, Work(
+        token=f"{chance.getrandbits(64):016x}",
+        value=chance.randrange(1_000_000),
+        seconds=chance.uniform(*load.seconds),
+        holds=load.holds,
+        crashes=int(fate == "crashing"),
+        hangs=int(fate == "hanging"),
+        failures={"failing": 1, "hopeless": MAX_ATTEMPTS["work"] * 2}.get(fate, 0),
+    )
 
 
 async def main(configuration: Configuration) -> None:
@@ -187,10 +196,12 @@ def leftovers() -> list[str]:
                 found.append(f"the task process {process.pid}")
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue
-    for thread in threading.enumerate():
+    found.extend(
+        f"the thread {thread.name}"
+        for thread in threading.enumerate()
         # asyncio's own pool for names and files lives as long as its loop.
-        if thread is not threading.main_thread() and not thread.name.startswith("asyncio_"):
-            found.append(f"the thread {thread.name}")
+        if thread is not threading.main_thread() and not thread.name.startswith("asyncio_")
+    )
     return found
 
 

@@ -1,1 +1,251 @@
-def apply(name): ...
+"""Faults planted into the library, in one process, to see that the checker finds them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+SKEW_SECONDS = 300
+FAULTS: dict[str, Callable[[], None]] = {}
+
+
+def apply(name: str) -> None:
+    """Break the library, in this process, before its Lilota is started."""
+    FAULTS[name]()
+
+
+def _fault(function: Callable[[], None]) -> Callable[[], None]:
+    FAULTS[function.__name__] = function
+    return function
+
+
+@_fault
+def fence_dropped() -> None:
+    """A finish is written whoever owns the attempt by now."""
+    from lilota_async.storage import rows
+
+    original = rows.RowStore.__init__
+
+    def patched(self: Any, dialect: Any) -> None:
+        original(self, dialect)
+        self._finish = text(str(self._finish.text).replace(rows._FENCE, "id = :id"))
+
+    rows.RowStore.__init__ = patched  # type: ignore[method-assign]
+
+
+@_fault
+def claim_without_skip_locked() -> None:
+    """Two nodes that claim at the same time pick the same rows (PostgreSQL)."""
+    from lilota_async.storage import postgresql
+
+    claim = str(postgresql._CLAIM.text)
+    assert "FOR UPDATE SKIP LOCKED" in claim
+    slow = claim.replace("FOR UPDATE SKIP LOCKED", "").replace(
+        "WHERE task.id = picked.due_id",
+        "WHERE task.id = picked.due_id AND pg_sleep(0.01) IS NOT NULL",
+    )
+    postgresql._CLAIM = text(slow)
+
+
+@_fault
+def finish_before_run() -> None:
+    """The end is written first, and the task run then."""
+    from lilota_async.engine.dispatcher import Dispatcher
+    from lilota_async.models.values import TaskStatus
+    from lilota_async.storage.transitions import Finish
+
+    see_through = Dispatcher._see_through
+
+    async def patched(self: Any, attempt: Any) -> None:
+        fence = attempt.claimed.attempt
+        await self._writer.finish(
+            Finish(attempt=fence, status=TaskStatus.COMPLETED, progress=100, output="0")
+        )
+        await see_through(self, attempt)
+
+    Dispatcher._see_through = patched  # type: ignore[method-assign]
+
+
+@_fault
+def host_clock() -> None:
+    """The node's own clock counts, which is five minutes behind the database's."""
+    from lilota_async.storage.sqlite import SqliteStore
+
+    original = SqliteStore.__init__
+
+    def patched(self: Any) -> None:
+        original(self)
+        for name in ("heartbeat", "register_node"):
+            statement = str(self._statements[name].text)
+            assert "'now')" in statement
+            skewed = statement.replace("'now')", f"'now', '-{SKEW_SECONDS} seconds')")
+            self._statements[name] = text(skewed)
+
+    SqliteStore.__init__ = patched  # type: ignore[method-assign]
+
+
+@_fault
+def lease_not_renewed() -> None:
+    """The heartbeat says that it is written, and is not."""
+    from lilota_async.storage.store import Store
+
+    async def patched(self: Any, c: Any, node_id: Any) -> bool:
+        return True
+
+    Store.heartbeat = patched  # type: ignore[method-assign]
+
+
+@_fault
+def requeue_without_counting() -> None:
+    """An attempt that has run is taken back from the count when it is retried."""
+    _replace_conclusions(
+        lambda end: replace(end, counted=False) if hasattr(end, "counted") else end
+    )
+
+
+@_fault
+def crash_taken_as_success() -> None:
+    """A process that has died counts as a result."""
+    from lilota_async.engine import attempt
+    from lilota_async.engine.lifecycle import conclude
+    from lilota_async.execution.cells import Crash
+    from lilota_async.execution.protocol import Outcome
+
+    def patched(end: Any, **keywords: Any) -> Any:
+        if isinstance(end.ended, Crash):
+            end = replace(end, ended=Outcome(0, output=msgspec.Raw(b"null")))
+        return conclude(end, **keywords)
+
+    attempt.conclude = patched  # type: ignore[attr-defined]
+
+
+@_fault
+def finish_error_swallowed() -> None:
+    """Every third end of an attempt fails to be written, and nobody says so."""
+    from lilota_async.storage.writer import Writer
+
+    finish, turns = Writer.finish, itertools.count(1)
+
+    async def patched(self: Any, value: Any) -> bool:
+        if next(turns) % 3 == 0:
+            return True
+        return await finish(self, value)
+
+    Writer.finish = patched  # type: ignore[method-assign, assignment]
+
+
+@_fault
+def stop_drops_work() -> None:
+    """stop() ends what runs and writes nothing about it."""
+    from lilota_async.engine.dispatcher import Dispatcher
+    from lilota_async.engine.lifecycle import Intent
+
+    async def patched(self: Any, timeout: float | None) -> None:
+        for attempt in list(self._running.values()):
+            attempt.stop(Intent.LEASE_LOST)
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    Dispatcher.finish_running = patched  # type: ignore[method-assign]
+
+
+@_fault
+def retry_with_a_new_id() -> None:
+    """A write that is tried again gets another id, so that there are two rows."""
+    from lilota_async.models.values import TaskId
+    from lilota_async.storage.writer import Writer
+
+    insert, turns = Writer.insert, itertools.count(1)
+
+    async def patched(self: Any, tasks: Any) -> None:
+        if next(turns) % 5 == 0:
+            again = [replace(task, id=TaskId(), node_id=None, pid=None) for task in tasks]
+            await insert(self, again)
+        await insert(self, tasks)
+
+    Writer.insert = patched  # type: ignore[method-assign]
+
+
+@_fault
+def acknowledged_before_commit() -> None:
+    """schedule() returns although its row is not written."""
+    from lilota_async.storage.writer import Writer
+
+    insert, turns = Writer.insert, itertools.count(1)
+
+    async def patched(self: Any, tasks: Any) -> None:
+        if next(turns) % 5:
+            await insert(self, tasks)
+
+    Writer.insert = patched  # type: ignore[method-assign]
+
+
+@_fault
+def run_without_claim() -> None:
+    """Tasks are run that the claim has read, and not written."""
+    from lilota_async.models.values import TaskId
+    from lilota_async.storage.rows import RowStore
+    from lilota_async.storage.store import claimed
+
+    async def patched(self: Any, c: Any, claim: Any) -> Any:
+        values = {"names": claim.names, "created_before": None, "limit": len(claim.pids)}
+        rows = (await c.execute(self._pick, values)).all()
+        await c.execute(  # so that they are not read again
+            text("UPDATE lilota_task SET run_at = datetime('now', '+1 hour') WHERE id = :id"),
+            [{"id": TaskId(row.id).hex} for row in rows] or [{"id": ""}],
+        )
+        return [claimed(row, claim, 1, pid) for row, pid in zip(rows, claim.pids, strict=False)]
+
+    RowStore.claim = patched  # type: ignore[method-assign]
+
+
+@_fault
+def interruption_policy_ignored() -> None:
+    """What must not be repeated is requeued when its node has died."""
+    from lilota_async.engine import recovery
+    from lilota_async.storage.transitions import Requeue
+
+    def patched(lost: Any, settings: Any) -> Requeue:
+        return Requeue(attempt=lost.attempt, extra_attempts=1)
+
+    recovery.after_interruption = patched  # type: ignore[attr-defined]
+
+
+@_fault
+def attempts_without_end() -> None:
+    """A failed attempt is always followed by another."""
+    from lilota_async.engine import lifecycle
+
+    lifecycle._is_retried = lambda end, failure: end.claimed.attempt.number < 9
+
+
+@_fault
+def final_is_not_final() -> None:
+    """The end of a task is written a second time, as something else."""
+    from lilota_async.models.values import TaskStatus
+    from lilota_async.storage.rows import RowStore
+
+    finish = RowStore.finish
+
+    async def patched(self: Any, c: Any, finishes: Any) -> Any:
+        applied = await finish(self, c, finishes)
+        await c.execute(
+            text("UPDATE lilota_task SET status = :status WHERE id = :id"),
+            [{"id": f.attempt.id.hex, "status": TaskStatus.CANCELLED.value} for f in finishes],
+        )
+        return applied
+
+    RowStore.finish = patched  # type: ignore[method-assign]
+
+
+def _replace_conclusions(change: Callable[[Any], Any]) -> None:
+    from lilota_async.engine import attempt
+    from lilota_async.engine.lifecycle import conclude
+
+    attempt.conclude = lambda end, **keywords: change(conclude(end, **keywords))  # type: ignore

@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lilota_async import Lilota, Retry, current_task
+from lilota_async import Lilota, Retry, TaskProgress, current_task
 from tests.faults.ledger import Ledger
 
-MAX_ATTEMPTS = {"work": 4, "once": 1, "patient": 1}
+MAX_ATTEMPTS = {"work": 4, "once": 1, "patient": 1, "limited": 1}
+NAMES = tuple(MAX_ATTEMPTS)
 HANG_TIMEOUT = 0.7
 TICK_SECONDS = 0.02
 QUICK_RETRY = Retry(max_attempts=MAX_ATTEMPTS["work"], delay=0.02)
@@ -19,10 +21,15 @@ QUICK_RETRY = Retry(max_attempts=MAX_ATTEMPTS["work"], delay=0.02)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """How long it takes, and in how many of its first attempts it dies, hangs or raises."""
+    """How long it takes, and in how many of its first attempts it dies, hangs or raises.
 
+    With `holds` each attempt goes on until it is released (`harness.Run.release`).
+    """
+
+    token: str = ""
     value: int = 0
     seconds: float = 0.0
+    holds: bool = False
     crashes: int = 0
     hangs: int = 0
     failures: int = 0
@@ -43,6 +50,26 @@ def patient(data: Work) -> int:
     return _perform(data)
 
 
+def limited(data: Work) -> int:
+    """The same; one death of an application during it is the most that it puts up with."""
+    return _perform(data)
+
+
+def talk(directory: str, progress: TaskProgress) -> str:
+    """Report progress and keep checkpoints a hundred times a second, until it is released."""
+    task = current_task()
+    assert task is not None
+    Path(directory, "started").write_text(str(os.getpid()))
+    number = 0
+    while not Path(directory, "release").exists():
+        number += 1
+        progress.set(number % 90)
+        task.checkpoint(number)
+        time.sleep(0.01)
+    progress.set(95)
+    return "released"
+
+
 def _perform(data: Work) -> int:
     task = current_task()
     assert task is not None
@@ -60,20 +87,27 @@ def _perform(data: Work) -> int:
     if 0 < early <= data.failures:
         raise ValueError("it was told to fail")
     end = time.monotonic() + data.seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, TICK_SECONDS))
+    release = release_of(ledger.path, task.attempt)
+    while (left := end - time.monotonic()) > 0 or (data.holds and not release.exists()):
+        time.sleep(TICK_SECONDS if data.holds else min(left, TICK_SECONDS))
         ledger.write("tick", task.id, attempt=task.attempt)
     ledger.write("end", task.id, attempt=task.attempt, value=data.value * 2)
     return data.value * 2
 
 
-def register(lilota: Lilota, names: tuple[str, ...] = ("work", "once", "patient")) -> None:
+def release_of(ledger: Path, attempt: int) -> Path:
+    """The file that lets this attempt of every task that holds go."""
+    return ledger.with_name(f"release-{attempt}")
+
+
+def register(lilota: Lilota, names: tuple[str, ...] = NAMES) -> None:
     """Register the bodies under these names."""
     options: dict[str, Any] = {
         "work": {"retry": QUICK_RETRY, "timeout": HANG_TIMEOUT, "max_interruptions": 1000},
         "once": {"on_interrupt": "fail"},
         "patient": {"max_interruptions": 1000},
+        "limited": {"max_interruptions": 1},
     }
-    functions = {"work": work, "once": once, "patient": patient}
+    functions = {"work": work, "once": once, "patient": patient, "limited": limited}
     for name in names:
         lilota.register(name, **options[name])(functions[name])
