@@ -69,9 +69,7 @@ async def get_states(
     return states
 
 
-def listing(
-    dialect: str, status: TaskStatus | None, after: UUID | None = None
-) -> Select[Task]:
+def listing(dialect: str, status: TaskStatus | None, after: UUID | None = None) -> Select[Task]:
     """Tasks in the order of their ids; of one status by an index without completed rows.
 
     The status stands in the statement as it is: of a bound value no database can know that a
