@@ -17,7 +17,7 @@ from lilota_async.engine.attempt import Hooks, RunningAttempt, Slot
 from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent, unrunnable
-from lilota_async.errors import StoreError
+from lilota_async.errors import LilotaError, StoreError, StoreUnavailable
 from lilota_async.execution.cells import Unstarted
 from lilota_async.execution.memory_watch import MemoryWatch
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
@@ -304,9 +304,11 @@ class Dispatcher:
             if isinstance(transition, Unstarted):
                 transition = self._put_back(attempt.claimed)
             status = await self._conclude(attempt, transition)
+        except StoreUnavailable:
+            pass  # this node ended without the database, and says so: the row is taken over
         except Exception as error:
             # A row that somebody has edited, or a result that the database refuses.
-            with contextlib.suppress(StoreError):  # it is away, and this node ends
+            with contextlib.suppress(LilotaError):
                 status = await self._conclude(attempt, unrunnable(attempt.claimed, error))
             logger.exception("Task %s could not be seen to its end: %s", task_id, status)
         finally:

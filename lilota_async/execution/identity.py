@@ -26,8 +26,12 @@ class ProcessIdentity:
 def own_identity() -> ProcessIdentity:
     """This process."""
     pid = os.getpid()
+    try:
+        started = _started(pid) or 0
+    except OSError:  # a system without /proc
+        started = 0
     return ProcessIdentity(
-        machine=_machine(), host=socket.gethostname()[:255], pid=pid, started=_started(pid) or 0
+        machine=_machine(), host=socket.gethostname()[:255], pid=pid, started=started
     )
 
 
@@ -35,7 +39,12 @@ def is_certainly_dead(machine: str, pid: int, started: int) -> bool:
     """Whether the process ran on this machine and is gone; False whenever that is unknown."""
     if not machine or machine != _machine():
         return False
-    return _started(pid) != started
+    try:
+        return _started(pid) != started
+    except (FileNotFoundError, ProcessLookupError):
+        return not _exists(pid)  # /proc may hide the processes of other users
+    except OSError:
+        return False
 
 
 def _machine() -> str:
@@ -47,11 +56,18 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """The start time of a living process; None when there is none, or only its zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
+    """The start time of a process; None when only its zombie is left. OSError without any."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
     # The command in parentheses may hold anything: count from behind it.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -230,7 +230,7 @@ class Store(ABC):
                 silent_seconds=float(row.silent_seconds),
             )
             for row in rows.all()
-            if is_key(row.id) and row.silent_seconds is not None
+            if is_key(row.id) and isinstance(row.pid, int) and row.silent_seconds is not None
         ]
 
     async def adopt(

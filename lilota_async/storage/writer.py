@@ -40,6 +40,7 @@ _logger = logging.getLogger("lilota_async")
 _CONFLICT_TRIES = 5
 _CONFLICT_PAUSE = 0.05
 _EXPIRY_PERIOD = 0.25
+_LAST_PATIENCE = 1.0
 
 
 class Writer:
@@ -104,7 +105,10 @@ class Writer:
         self._task.add_done_callback(self._on_end)
 
     async def close(self, timeout: float = 10.0) -> None:
-        """Write what is queued, for at most `timeout` seconds, and disconnect."""
+        """Write what is queued, for at most `timeout` seconds, and disconnect.
+
+        A database that has stayed away for long is not waited for.
+        """
         task, self._task = self._task, None
         if task is None:
             return
@@ -113,7 +117,8 @@ class Writer:
         with anyio.CancelScope(shield=True):
             try:
                 # Not wait_for(), which cancels the flush when the caller is cancelled.
-                await asyncio.wait([task], timeout=timeout)
+                patience = min(timeout, _LAST_PATIENCE) if self.has_given_up else timeout
+                await asyncio.wait([task], timeout=patience)
             finally:
                 await self._end(task)
 

@@ -220,6 +220,24 @@ async def test_a_running_row_with_everything_broken(url: str) -> None:
     assert (task.status, task.attempts, task.interruptions) == ("completed", 6, 1)
 
 
+async def test_a_result_that_the_database_refuses(url: str) -> None:
+    """The task fails with what the database said, instead of running for ever."""
+    tables = Tables(url)
+    refusal = (
+        "CREATE TRIGGER refuse BEFORE UPDATE ON lilota_task WHEN NEW.output = '13'"
+        " BEGIN SELECT RAISE(ABORT, 'no thirteens'); END"
+        if tables.is_sqlite
+        else "ALTER TABLE lilota_task ADD CONSTRAINT no_thirteens CHECK (output <> '13')"
+    )
+    await asyncio.to_thread(tables.fetch, refusal)
+    async with _running(url) as lilota:
+        ids = [await lilota.schedule(echo, value) for value in (12, 13, 14)]
+        tasks = [await _final(lilota, task_id) for task_id in ids]
+        await _lives(lilota)
+    assert [str(task.status) for task in tasks] == ["completed", "failed", "completed"]
+    assert "thirteens" in (tasks[1].exception or {})["message"]
+
+
 async def test_what_only_sqlite_keeps(sqlite_url: str) -> None:
     """Each row fails or stays where it is, and the node lives on beside them."""
     async with Lilota(sqlite_url, number_of_processes=0):
