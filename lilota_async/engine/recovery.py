@@ -36,7 +36,6 @@ from lilota_async.storage.transitions import Finish, LiveNode, NodeRecord, Reque
 from lilota_async.storage.writer import Writer
 
 HEARTBEATS_PER_LEASE = 3
-AWAY_SHARE = 0.1  # of a lease: an answer that takes longer means that the database was away
 RETRY_SECONDS = 1.0  # after an error of the database, at most
 ADOPTED_AT_ONCE = 500
 logger = logging.getLogger("lilota_async")
@@ -96,9 +95,8 @@ class Recovery:
             await self._writer.execute(lambda c: self._store.remove_node(c, self._node.id))
 
     async def _register(self) -> None:
-        asked = asyncio.get_running_loop().time()
         await self._writer.execute(lambda c: self._store.register_node(c, self._node))
-        self._note_answer(asked)
+        self._note_answer()
         self._note_beat()
 
     async def _beat_on(self) -> None:
@@ -116,9 +114,8 @@ class Recovery:
                 logger.exception("A heartbeat failed in an unforeseen way; trying on")
 
     async def _beat(self) -> None:
-        asked = asyncio.get_running_loop().time()
         is_known = await self._writer.execute(lambda c: self._store.heartbeat(c, self._node.id))
-        self._note_answer(asked)
+        self._note_answer()
         if is_known:
             self._note_beat()
             return
@@ -132,12 +129,10 @@ class Recovery:
         self._on_lease_lost()  # what a claim under way had brought was adopted as well
         await self._register()
 
-    def _note_answer(self, asked: float) -> None:
-        """The database has answered; a wait or a gap means that it was away, for all nodes."""
+    def _note_answer(self) -> None:
+        """The database has answered; a gap since the last time means that it hung, for all."""
         now = asyncio.get_running_loop().time()
-        waited = now - asked > self._lease_seconds * AWAY_SHARE
-        # A short outage counts too: another node's silence began up to a heartbeat before it.
-        if waited or now - self._last_answer > self._lease_seconds * 2 / HEARTBEATS_PER_LEASE:
+        if now - self._last_answer > self._lease_seconds * 2 / HEARTBEATS_PER_LEASE:
             self._up_since = now
         self._last_answer = now
 
@@ -181,7 +176,8 @@ class Recovery:
         return len(lost)
 
     def _has_fallen_silent(self, node: LiveNode) -> bool:
-        seen_up = asyncio.get_running_loop().time() - self._up_since
+        up_since = max(self._up_since, self._writer.back_at)  # however short an outage was
+        seen_up = asyncio.get_running_loop().time() - up_since
         return min(node.silent_seconds, seen_up) > self._lease_seconds
 
     async def _remove(self, node_id: UUID, silent_for: float | None = None) -> None:

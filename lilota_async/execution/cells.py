@@ -80,7 +80,7 @@ class Cell:
     """A slot: one task process, replaced by its owner, who hears of its death.
 
     `run` takes several calls at once: they are sent as one burst, run in order, and each has
-    an end of its own. A stopped call is the last of its burst.
+    an end of its own. A stopped call is the last of its process.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class Cell:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can run calls."""
-        return not self._gone
+        """Whether it takes calls."""
+        return not (self._gone or self._closing or self._tainted)
 
     async def start(self) -> None:
         """Bring the process up; WorkerStartFailed when it ends instead, with what it said."""
@@ -159,7 +159,7 @@ class Cell:
     def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
         """Take `call`, now; the future is its end. `listener` gets its messages and output."""
         ended: asyncio.Future[Ended] = self._loop.create_future()
-        if self._gone:
+        if not self.is_usable:
             ended.set_result(Unstarted())
             return ended
         self._waiting.append(Running(call, listener, ended))
@@ -184,7 +184,8 @@ class Cell:
                 self._worker.kill()
                 break
             self._read_channel()
-            if self._burst:  # it returned, and owes outcomes: a stopped call, or a broken pipe
+            # A call was stopped, or the process owes outcomes: what comes next gets another.
+            if self._tainted or self._burst:
                 self._worker.kill()
                 break
         self._sending = None
@@ -222,11 +223,14 @@ class Cell:
 
         It does nothing if none was: the call that was to be stopped had not begun.
         """
-        if not self._gone and not self._tainted:
-            return
-        if not self._gone:
+        if self._tainted and not self._gone:
             self._kill()
-        await self._buried.wait()
+        if self._tainted or self._gone:
+            await self._buried.wait()
+
+    def take_no_more(self) -> None:
+        """Refuse calls from now on; those that it has are run."""
+        self._closing = True
 
     def kill_process(self) -> None:
         """End the process at once, without a running loop too."""
@@ -272,8 +276,12 @@ class Cell:
 
     def _tell(self, serial: int, message: Message | bytes) -> None:
         running = self._burst.get(serial)
-        if running is not None:
+        if running is None:
+            return
+        try:
             running.listener(message)
+        except Exception:  # such as a logging filter of the application's: no outcome waits for it
+            logger.exception("Something that task process %d said was not heard", self.pid)
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, Begin):

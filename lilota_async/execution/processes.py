@@ -156,6 +156,7 @@ class ProcessPool:
             return
         age.look(cell, self._recycling)
         if age.is_over and not cell.load:
+            cell.take_no_more()  # what was claimed for it a moment ago is not to be killed
             del self._ages[cell]
             self._spawn(self._replace())
             self._spawn(self._bury(cell))
@@ -187,8 +188,7 @@ class ProcessPool:
     async def _explain(self, error: WorkerStartFailed) -> str:
         if "It said" in str(error):
             return str(error)
-        loop = asyncio.get_running_loop()
-        said = await loop.run_in_executor(self._threads, why_main_cannot_be_imported)
+        said = await why_main_cannot_be_imported()
         return f"{error} {HINT}{said or 'nothing; see standard error'}"
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

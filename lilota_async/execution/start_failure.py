@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
+import multiprocessing.process
 import sys
-from multiprocessing import process, spawn
+from multiprocessing import spawn
 
 IMPORT_TIMEOUT = 20.0
 TEXT_LIMIT = 4000
@@ -18,26 +19,34 @@ spawn.prepare(json.load(sys.stdin))
 """
 
 
-def why_main_cannot_be_imported() -> str:
+async def why_main_cannot_be_imported() -> str:
     """What is said when the main script is imported as a task process does; "" if it can be.
 
     A task process does that before anything could hear it, so that it is done once more, by
-    a process that is listened to. Blocks.
+    a process that is listened to.
     """
-    if getattr(process.current_process(), "_inheriting", False):
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
         return ""  # this is such an import, and would be looked into in its turn
     data = spawn.get_preparation_data("lilota")
     told = {key: data[key] for key in data if key.startswith(("sys_", "dir", "init_"))}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PREPARE],
-            input=json.dumps(told).encode(),
-            capture_output=True,
-            timeout=IMPORT_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired, TypeError):
+        return await _import(json.dumps(told).encode())
+    except (OSError, TimeoutError, TypeError):
         return ""
-    if not done.returncode:
+
+
+async def _import(told: bytes) -> str:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PREPARE, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        async with asyncio.timeout(IMPORT_TIMEOUT):
+            output, errors = await process.communicate(told)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if not process.returncode:
         return ""
-    return (done.stdout + done.stderr).decode(errors="replace").strip()[-TEXT_LIMIT:]
+    return (output + errors).decode(errors="replace").strip()[-TEXT_LIMIT:]

@@ -64,8 +64,11 @@ class WorkerProcess:
                 initializer=runtime.boot,
                 initargs=(channel, control, output, self._token, log_levels()),
             )
-            opened.callback(self.executor.shutdown, wait=False)
-            boot = self._submit()
+            try:
+                boot = self._submit()
+            except BaseException:
+                self.executor.shutdown(wait=False)
+                raise
             for connection in (self._channel, self._output, self._control):
                 os.set_blocking(connection.fileno(), False)
             self._opened = opened.pop_all()
@@ -131,9 +134,13 @@ class WorkerProcess:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def end_when_idle(self) -> None:
-        """Ask the process to end once it has nothing to do; returns at once."""
-        self.executor.shutdown(wait=False)
-        self._asked_to_end = self._asked_to_end or time.monotonic()
+        """Ask the process to end once it has nothing to do; returns at once.
+
+        Only once: from Python 3.12 on the executor is locked until the process has ended.
+        """
+        if not self._asked_to_end:
+            self._asked_to_end = time.monotonic()
+            self.executor.shutdown(wait=False)
 
     def join(self) -> int | None:
         """Wait for the end of the process and of its group, and enforce it; the exit code.
@@ -142,8 +149,8 @@ class WorkerProcess:
         """
         if not self.is_spawned:
             return None
-        self.end_when_idle()
-        if not self._wait_for_death(self._asked_to_end + END_TIMEOUT - time.monotonic()):
+        waited_for = time.monotonic() - self._asked_to_end if self._asked_to_end else 0.0
+        if not self._wait_for_death(END_TIMEOUT - waited_for):
             self.kill()
             self._wait_for_death(END_TIMEOUT)
         self.kill()  # what its tasks have left
@@ -181,7 +188,10 @@ class WorkerProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-        if not self._manager.is_alive():
+        if self._manager.is_alive():
+            # Whoever frees the executor waits for its lock.
+            self._manager.executor = self.executor  # type: ignore[attr-defined]
+        else:
             self._results.close()
             with contextlib.suppress(ValueError):  # nobody knows of its end
                 self._process.close()

@@ -17,6 +17,7 @@ _logger = logging.getLogger("lilota_async")
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_SHORTEST_OUTAGE = 0.25
 
 
 class Link:
@@ -30,6 +31,7 @@ class Link:
         self._connection: AsyncConnection | None = None
         self._lost_at: float | None = None
         self._pause = 0.0
+        self.back_at = float("-inf")  # the end of the last outage; a quick reconnection is none
 
     @property
     def is_up(self) -> bool:
@@ -69,6 +71,8 @@ class Link:
         """The database has answered a write; logged when it was lost before."""
         if self._lost_at is not None:
             _logger.info("The database is back after %.1f s", self.lost_seconds)
+            if self.lost_seconds > _SHORTEST_OUTAGE:
+                self.back_at = asyncio.get_running_loop().time()
             self._lost_at = None
             self._pause = 0.0
 

@@ -88,6 +88,11 @@ class Writer:
         return self._link.is_up
 
     @property
+    def back_at(self) -> float:
+        """When the database's last outage ended, on the clock of the loop."""
+        return self._link.back_at
+
+    @property
     def has_given_up(self) -> bool:
         """Whether the database has not answered for longer than callers wait for it."""
         hanging = 0.0

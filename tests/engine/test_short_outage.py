@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -30,7 +29,7 @@ class Away:
 
     def __init__(self) -> None:
         self.beats = 0
-        self.back_at = float("inf")
+        self.back_at = float("-inf")
         self.removed_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def execute(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -43,7 +42,7 @@ class Away:
         self.beats += 1
         if self.beats == SLOW_BEAT:
             await asyncio.sleep(OUTAGE)
-            self.back_at = time.monotonic()
+            self.back_at = asyncio.get_running_loop().time()
         return True
 
     async def nodes(self, _c: Any) -> list[LiveNode]:
@@ -52,7 +51,7 @@ class Away:
 
     async def remove_node(self, _c: Any, node_id: UUID, silent_for: float | None = None) -> None:
         if node_id == OTHER and not self.removed_at.done():
-            self.removed_at.set_result(time.monotonic())
+            self.removed_at.set_result(asyncio.get_running_loop().time())
 
 
 async def test_a_short_outage_counts() -> None:

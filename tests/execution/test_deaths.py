@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lilota_async.execution.cells import Cell, Crash, Unstarted
+from lilota_async.execution.protocol import Outcome
 from tests.execution import tasks
 from tests.execution.support import (
     Bench,
@@ -212,8 +213,10 @@ async def test_what_a_left_handler_raises_stays_in_the_process(
     cell = await cells.cell(dead.append)
     marker = tmp_path / "marker"
     assert await cells.value(cell, tasks.leave_alarm, str(marker)) is None
-    while not dead:  # the alarm comes in one of these, between them, or while idle
-        await cells.run(cell, tasks.ok)
+    failed = False
+    while not dead and not failed:  # the alarm comes in one of these, between them, or while idle
+        ended = await cells.run(cell, tasks.ok)
+        failed = isinstance(ended, Outcome) and ended.failure is not None
     await cell.close()
     assert not marker.exists()
 

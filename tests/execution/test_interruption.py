@@ -242,6 +242,29 @@ async def test_a_stopped_call_is_the_last_of_its_burst(cells: Bench, tmp_path: P
     assert not is_alive(cell.pid)
 
 
+async def test_what_comes_after_a_stopped_call_gets_another_process(
+    cells: Bench, tmp_path: Path
+) -> None:
+    """It is not begun in one that is about to be retired, whatever the stopped call made of it."""
+    for function in (tasks.sleep_for_ever, tasks.swallow_and_return):
+        dead: list[object] = []
+        cell = await cells.cell(dead.append)
+        begun, marker = tmp_path / f"begun {function.__name__}", tmp_path / "marker"
+        call = call_of(function, str(begun))
+        running = asyncio.ensure_future(cell.run(call, Heard()))
+        await until(begun.exists)
+        next_run = asyncio.ensure_future(cell.run(call_of(tasks.touch, str(marker)), Heard()))
+        await asyncio.sleep(0)
+        cell.interrupt(call.serial, "cancel")
+        ended = await running
+        assert isinstance(ended, Outcome)
+        assert not cell.is_usable
+        assert await cell.run(call_of(tasks.touch, str(marker)), Heard()) == Unstarted()
+        assert await next_run == Unstarted()
+        await until(dead.copy)
+        assert not marker.exists()
+
+
 async def test_a_process_that_does_not_react_is_killed_before_the_call_begins(
     cells: Bench,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,27 @@ async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> 
     assert [each.text for each in heard] == [f"{number}\n" for number in range(40)]
     assert cell.load == 0
     assert cell.finished_calls == 40
+
+
+async def test_a_listener_that_raises_costs_nothing(
+    cells: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be the application's logging that does; the outcome comes all the same."""
+
+    def listen(_message: object) -> None:
+        raise ValueError("not interested")
+
+    cell = await cells.cell()
+    assert value_of(await cell.run(call_of(tasks.say, "hello"), listen)) is None
+    assert await cells.value(cell, tasks.pid) == cell.pid
+    assert "not interested" in caplog.text
+
+
+async def test_what_nobody_refers_to_is_run_all_the_same(cells: Bench) -> None:
+    """The garbage collector finds nothing that is still needed."""
+    cell = await cells.cell()
+    running = cell.run(call_of(tasks.sleep, 0.2), Heard())
+    for _ in range(5):
+        await asyncio.sleep(0.02)
+        gc.collect()
+    assert value_of(await running) == "slept"

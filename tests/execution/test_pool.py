@@ -20,7 +20,7 @@ import pytest
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import processes, runtime
-from lilota_async.execution.cells import Crash, Unstarted
+from lilota_async.execution.cells import Crash, Ended, Unstarted
 from lilota_async.execution.processes import ProcessPool, Recycling
 from lilota_async.execution.worker_process import END_TIMEOUT, WorkerProcess
 from tests.execution import tasks
@@ -222,6 +222,18 @@ async def test_cells_are_recycled_after_some_calls(method: str) -> None:
             assert len(pool.slots()) <= 2
         assert len(pids) >= 3
         await until(lambda: len(pool.slots()) == 2)
+
+
+async def test_a_call_for_a_cell_that_is_being_recycled_is_not_begun(method: str) -> None:
+    """It was claimed for it a moment before, and is run elsewhere instead of being killed."""
+    async with pool_of(method, recycling=Recycling(calls=1)) as pool:
+        [cell] = pool.slots()
+        first = cell.run(call_of(tasks.pid), Heard())
+        first.add_done_callback(lambda _: second.append(cell.run(call_of(tasks.pid), Heard())))
+        second: list[asyncio.Future[Ended]] = []
+        value_of(await first)
+        assert await (await until(lambda: second))[0] == Unstarted()
+        assert await _run(pool, tasks.pid) != cell.pid
 
 
 async def test_cells_that_have_grown_are_recycled(

@@ -124,11 +124,21 @@ def test_a_seeded_fault_is_caught(
     assert invariant in invariants_of(violations), violations
 
 
-@pytest.mark.parametrize("scenario", [_load, _competition, _neighbour, _freeze, _death, _stop])
+CLEAN = [
+    *((scenario, "sqlite") for scenario in (_load, _competition, _neighbour, _freeze, _stop)),
+    *((scenario, "postgresql+asyncpg") for scenario in (_load, _competition, _freeze, _death)),
+]
+
+
+@pytest.mark.parametrize(("scenario", "backend"), CLEAN)
 def test_without_a_fault(
-    make_run: MakeRun, fast_database_url: str, scenario: Callable[[Run, str | None], None]
+    make_run: MakeRun,
+    servers: Servers,
+    tmp_path: Path,
+    scenario: Callable[[Run, str | None], None],
+    backend: str,
 ) -> None:
     """The same scenarios with the library as it is violate nothing."""
-    run = make_run(fast_database_url, lease=LEASE)
+    run = make_run(servers.empty_database(backend, tmp_path), lease=LEASE)
     scenario(run, None)
     assert run.violations() == []
