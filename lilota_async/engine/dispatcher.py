@@ -78,6 +78,7 @@ class Dispatcher:
         self._bursts = Bursts()
         self._running: dict[TaskId[Any], RunningAttempt] = {}
         self._reserved: set[Slot] = set()
+        self._offered: set[Slot] = set()  # to the claim under way
         self._unstarted: Counter[TaskId[Any]] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._loop_task: asyncio.Task[None] | None = None
@@ -120,7 +121,7 @@ class Dispatcher:
         if self._claim_in_doubt or not self._settings.may_claim():
             return None
         for slot in self._pools[kind].slots() if self._pools else ():
-            if not slot.load and slot not in self._reserved:
+            if not slot.load and slot not in self._reserved and slot not in self._offered:
                 self._reserved.add(slot)
                 return slot
         return None
@@ -261,14 +262,17 @@ class Dispatcher:
         if not places:
             self._may_be_more = True  # to be seen when a slot is free
             return False
-        claimed = await self._writer.claim(
-            Claim(
-                node_id=self._settings.node_id,
-                names=names,
-                pids=tuple(slot.pid for slot in places),
-                created_before=self._claim_before,
-            )
+        claim = Claim(
+            node_id=self._settings.node_id,
+            names=names,
+            pids=tuple(slot.pid for slot in places),
+            created_before=self._claim_before,
         )
+        self._offered = set(places)
+        try:
+            claimed = await self._writer.claim(claim)
+        finally:
+            self._offered = set()
         if len(claimed) == len(places):
             self.wake()  # there may be more
         self._bursts.learn([task.name for task in claimed])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from lilota_async.execution.protocol import (
     OutputReader,
     ProtocolError,
 )
-from lilota_async.execution.worker_process import WorkerProcess
+from lilota_async.execution.worker_process import WorkerProcess, signal_name
 
 Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
@@ -67,6 +66,10 @@ class Unstarted:
 Ended = Outcome | Crash | Unstarted
 
 
+class EndedSilently(WorkerStartFailed):
+    """Nothing is known of why, as when the main script cannot be imported."""
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A call that a cell has, who hears of it, and who waits for its end."""
@@ -95,7 +98,7 @@ class Cell:
         self._on_gone = on_death
         self._on_end_of_call = on_end_of_call
         token = secrets.token_hex(8).encode()
-        self._worker = WorkerProcess(context, token)
+        self.worker = WorkerProcess(context, token)
         self._frames = FrameReader()
         self._texts = OutputReader(token)
         self._waiting: deque[Running] = deque()
@@ -116,7 +119,7 @@ class Cell:
     @property
     def pid(self) -> int:
         """The process, and its group; 0 before it is started."""
-        return self._worker.pid
+        return self.worker.pid
 
     @property
     def load(self) -> int:
@@ -134,27 +137,35 @@ class Cell:
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        try:
-            boot = await self._loop.run_in_executor(self._threads, self._worker.spawn)
-            if self._closing:
-                self._worker.kill()
-            await asyncio.wrap_future(boot)
-        except Exception as error:  # a fork server that dies meanwhile is known for several
+        error = await self._boot()
+        if error is not None:  # raised here, where it keeps nothing of the failed start alive
             self._gone = True
-            said = b"".join(self._worker.read_output()) if self._worker.is_spawned else b""
-            exit_code = await self._bury()
+            failure = await self._bury_stillborn(error)
             self._buried.set()
-            reason = f"exit code {exit_code}" if self._worker.is_spawned else repr(error)
-            said = said.strip() and b" It said: " + said.strip()
-            raise WorkerStartFailed(
-                f"A task process ended while it was starting ({reason})."
-                + said.decode(errors="replace")
-            ) from None
-        channel, output = self._worker.channels()
+            raise failure
+        channel, output = self.worker.channels()
         self._loop.add_reader(channel, self._read_channel)
         self._loop.add_reader(output, self._read_output)
-        for descriptor in self._worker.deaths:
+        for descriptor in self.worker.deaths:
             self._loop.add_reader(descriptor, self._on_death)
+
+    async def _boot(self) -> str | None:
+        try:
+            boot = await self._loop.run_in_executor(self._threads, self.worker.spawn)
+            if self._closing:
+                self.worker.kill()
+            await asyncio.wrap_future(boot)
+        except Exception as error:  # a fork server that dies meanwhile is known for several
+            return repr(error)
+        return None
+
+    async def _bury_stillborn(self, error: str) -> WorkerStartFailed:
+        if not self.worker.is_spawned:
+            await self._bury()
+            return WorkerStartFailed(f"A task process could not be started: {error}")
+        said = b"".join(self.worker.read_output()).decode(errors="replace").strip()
+        ended = f"A task process ended while it was starting (exit code {await self._bury()})."
+        return WorkerStartFailed(f"{ended} It said: {said}") if said else EndedSilently(ended)
 
     def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
         """Take `call`, now; the future is its end. `listener` gets its messages and output."""
@@ -175,18 +186,18 @@ class Cell:
             self._note_oom_kills()
             calls = [running.call for running in self._burst.values()]
             try:
-                await self._loop.run_in_executor(self._worker.executor, runtime.execute, calls)
+                await self._loop.run_in_executor(self.worker.executor, runtime.execute, calls)
             except BrokenExecutor:
-                self._worker.kill()  # it mostly is dead; _on_death does what is to be done
+                self.worker.kill()  # it mostly is dead; _on_death does what is to be done
                 break
             except Exception:
                 logger.exception("Task process %d failed outside of a task", self.pid)
-                self._worker.kill()
+                self.worker.kill()
                 break
             self._read_channel()
             # A call was stopped, or the process owes outcomes: what comes next gets another.
             if self._tainted or self._burst:
-                self._worker.kill()
+                self.worker.kill()
                 break
         self._sending = None
 
@@ -198,7 +209,7 @@ class Cell:
     def _ask(self, serial: int, reason: Reason, again: tuple[float, ...]) -> None:
         if self._gone or serial not in self._burst:
             return
-        self._worker.interrupt(f"{reason} {serial}")
+        self.worker.interrupt(f"{reason} {serial}")
         # A signal that comes just before a system call does not end that; more than one that
         # arrives raises only once.
         if again:
@@ -232,15 +243,11 @@ class Cell:
         """Refuse calls from now on; those that it has are run."""
         self._closing = True
 
-    def kill_process(self) -> None:
-        """End the process at once, without a running loop too."""
-        self._worker.kill()
-
     def _kill(self) -> None:
         if not self._buried.is_set():
             self._usage = measures.usage_of(self.pid)
             self._killed = self._tainted = True
-            self._worker.kill()
+            self.worker.kill()
 
     def _forget(self, serial: int) -> bool:
         for running in self._waiting:
@@ -251,9 +258,9 @@ class Cell:
         return False
 
     def _read_channel(self) -> None:
-        for data in self._worker.read_channel():
+        for data in self.worker.read_channel():
             if not data:
-                self._loop.remove_reader(self._worker.channels()[0])
+                self._loop.remove_reader(self.worker.channels()[0])
                 return
             # What a task wrote was in the pipe before its outcome: read it before that is told.
             self._read_output()
@@ -262,13 +269,13 @@ class Cell:
                     self._on_message(message)
             except ProtocolError:
                 logger.exception("Task process %d is ended: it sent nonsense", self.pid)
-                self._worker.kill()
+                self.worker.kill()
                 return
 
     def _read_output(self) -> None:
-        for data in self._worker.read_output():
+        for data in self.worker.read_output():
             if not data:
-                self._loop.remove_reader(self._worker.channels()[1])
+                self._loop.remove_reader(self.worker.channels()[1])
                 return
             self._last_words = (self._last_words + data)[-LAST_WORDS:]
             for serial, text in self._texts.feed(data):
@@ -311,12 +318,12 @@ class Cell:
         self._ignore_death()
         if not self._killed:
             self._usage = measures.usage_of(self.pid)  # of what is left of it
-        self._worker.kill()  # what its tasks have started and left
+        self.worker.kill()  # what its tasks have started and left
         self._dying = self._loop.create_task(self._conclude_death())
         self._on_gone(self)  # its replacement comes up meanwhile
 
     def _ignore_death(self) -> None:
-        for descriptor in self._worker.deaths:
+        for descriptor in self.worker.deaths:
             self._loop.remove_reader(descriptor)
 
     async def _conclude_death(self) -> None:
@@ -339,7 +346,7 @@ class Cell:
             return
         self._closing = True
         if not self._starting.done():
-            self._worker.kill()
+            self.worker.kill()
             await asyncio.wait([self._starting])
             self._starting.exception()  # expected, and told to whoever waits for the start
         if self.load:
@@ -347,20 +354,20 @@ class Cell:
         if not self._gone:
             self._gone = True
             self._ignore_death()
-            self._worker.end_when_idle()
+            self.worker.end_when_idle()
             self._dying = self._loop.create_task(self._conclude_death())
         await self._buried.wait()
 
     async def _bury(self) -> int | None:
         try:
-            return await self._loop.run_in_executor(self._threads, self._worker.join)
+            return await self._loop.run_in_executor(self._threads, self.worker.join)
         finally:
-            if self._worker.is_spawned:
+            if self.worker.is_spawned:
                 self._read_channel()  # an outcome that came before the end counts
                 self._read_output()
-                for descriptor in self._worker.channels():
+                for descriptor in self.worker.channels():
                     self._loop.remove_reader(descriptor)
-            self._worker.close()
+            self.worker.close()
 
     def _note_oom_kills(self) -> None:
         now = time.monotonic()
@@ -369,7 +376,7 @@ class Cell:
             self._oom_kills = measures.oom_kills()
 
     def _crash(self, begun: Begin, exit_code: int | None) -> Crash:
-        name = _signal_name(exit_code)
+        name = signal_name(exit_code)
         used = self._usage.cpu_seconds
         was_killed_by_others = name == "SIGKILL" and not self._killed
         _, fatal, text = self._last_words.rpartition(FATAL_ERROR)
@@ -386,12 +393,3 @@ class Cell:
     def _has_run_out_of_memory(self) -> bool:
         kills = measures.oom_kills()
         return kills is not None and self._oom_kills is not None and kills > self._oom_kills
-
-
-def _signal_name(exit_code: int | None) -> str | None:
-    if exit_code is None or exit_code >= 0:
-        return None
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:  # a real-time signal
-        return f"signal {-exit_code}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures
-from lilota_async.execution.cells import Cell
+from lilota_async.execution.cells import Cell, EndedSilently
 from lilota_async.execution.start_failure import why_main_cannot_be_imported
 from lilota_async.execution.worker_process import run_before_executors_end
 from lilota_async.options import StartMethod
@@ -129,9 +129,12 @@ class ProcessPool:
         self._threads.shutdown()  # they are idle: it takes no time
 
     def kill(self) -> None:
-        """End all processes at once, wherever this is called from; the application exits."""
-        for cell in list(self._cells):
-            cell.kill_process()
+        """End all processes at once; the application exits, and no loop runs any more."""
+        workers = [cell.worker for cell in self._cells]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:  # what it hears of only while the interpreter ends, it complains of
+            worker.wait_for_executor()
 
     async def _start_cell(self) -> None:
         cell = Cell(self._context, self._threads, self._on_death, self._on_end_of_call)
@@ -186,7 +189,7 @@ class ProcessPool:
                 return
 
     async def _explain(self, error: WorkerStartFailed) -> str:
-        if "It said" in str(error):
+        if not isinstance(error, EndedSilently):
             return str(error)
         said = await why_main_cannot_be_imported()
         return f"{error} {HINT}{said or 'nothing; see standard error'}"

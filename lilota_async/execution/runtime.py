@@ -104,6 +104,7 @@ class Worker:
         self._requests: dict[int, str] = {}
         self.handler = ChannelHandler(channel, lambda: self.serial, self.publish)
         self._asked = float("-inf")
+        self._is_reading = False
         self._armed: int | None = None
         self._interrupted: int | None = None
         self._masked = 0
@@ -235,6 +236,8 @@ class Worker:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Raise in the task that the parent means, and in no other."""
+        if self._is_reading:
+            return  # it follows the request that is being read
         if self.channel.is_ours:
             self._read_control()
             if time.monotonic() - self._asked < SIGNAL_FOLLOWS_WITHIN:
@@ -245,14 +248,17 @@ class Worker:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _read_control(self) -> None:
+        self._is_reading = True
         try:
             text = os.read(self._control.fileno(), select.PIPE_BUF).decode()
+            for line in text.splitlines():
+                reason, _, serial = line.partition(" ")
+                self._requests[int(serial)] = reason
+            self._asked = time.monotonic()
         except OSError:  # nothing there, or closed by a task
-            return
-        for line in text.splitlines():
-            reason, _, serial = line.partition(" ")
-            self._requests[int(serial)] = reason
-        self._asked = time.monotonic()
+            pass
+        finally:
+            self._is_reading = False
 
 
 def _frame_of(outcome: Outcome) -> bytes:

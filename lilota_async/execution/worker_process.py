@@ -58,17 +58,14 @@ class WorkerProcess:
             self._channel, channel = self._pipe(opened, theirs)
             self._output, output = self._pipe(opened, theirs)
             control, self._control = self._pipe(theirs, opened)
-            self.executor = ProcessPoolExecutor(
+            executor = ProcessPoolExecutor(
                 max_workers=1,
                 mp_context=self._context,
                 initializer=runtime.boot,
                 initargs=(channel, control, output, self._token, log_levels()),
             )
-            try:
-                boot = self._submit()
-            except BaseException:
-                self.executor.shutdown(wait=False)
-                raise
+            boot = self._submit(executor)
+            self.executor = executor
             for connection in (self._channel, self._output, self._control):
                 os.set_blocking(connection.fileno(), False)
             self._opened = opened.pop_all()
@@ -81,14 +78,14 @@ class WorkerProcess:
         reader, writer = self._context.Pipe(duplex=False)
         return readers.enter_context(reader), writers.enter_context(writer)
 
-    def _submit(self) -> Future[None]:
-        results = self.executor._result_queue
+    def _submit(self, executor: ProcessPoolExecutor) -> Future[None]:
+        results = executor._result_queue
         if self._context.get_start_method() == "forkserver":
             _ensure_fork_server()
-        boot = self.executor.submit(runtime.ready)
+        boot = executor.submit(runtime.ready)
         # Private, and without another way: the exit code, the sentinel, a bounded join.
-        self._process = next(iter(self.executor._processes.values()))
-        manager = self.executor._executor_manager_thread
+        self._process = next(iter(executor._processes.values()))
+        manager = executor._executor_manager_thread
         assert isinstance(manager, _ExecutorManagerThread)
         self._manager = manager
         self._results = results
@@ -132,6 +129,11 @@ class WorkerProcess:
             # It has no group of its own yet: it is still importing the main script.
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def wait_for_executor(self) -> None:
+        """Wait a moment for the executor to notice the end of its process."""
+        if self.is_spawned and not self._is_closed:
+            self._manager.join(MANAGER_TIMEOUT)
 
     def end_when_idle(self) -> None:
         """Ask the process to end once it has nothing to do; returns at once.
@@ -197,6 +199,16 @@ class WorkerProcess:
                 self._process.close()
         # Their semaphores and the rest of their descriptors go with them.
         del self.executor, self._process, self._manager, self._results
+
+
+def signal_name(exit_code: int | None) -> str | None:
+    """The signal that ended a process with this code of `multiprocessing`'s; None without one."""
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:  # a real-time signal
+        return f"signal {-exit_code}"
 
 
 def run_before_executors_end(action: Callable[[], None]) -> None:

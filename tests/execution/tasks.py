@@ -282,6 +282,18 @@ async def wait_for_ever(path: str) -> None:
         print("cleaned up")
 
 
+def signal_while_a_request_is_read() -> None:
+    """From now on a second signal comes before the first has done what it is for."""
+    read = os.read
+
+    def read_and_be_signalled(descriptor: int, size: int) -> bytes:
+        data = read(descriptor, size)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return data
+
+    os.read = read_and_be_signalled
+
+
 async def loop_for_ever_async(path: str) -> None:
     loop_for_ever(path)
 

@@ -175,7 +175,7 @@ def test_a_main_script_that_cannot_be_imported_is_explained(
     script.write_text(source.format(method=method))
     process = start(script)
     _, errors = process.communicate(timeout=60)
-    last = errors[errors.rindex("WorkerStartFailed: ") :]
+    last = errors[errors.rindex("WorkerStartFailed: A task process ended") :]
     assert "belongs under 'if __name__ == \"__main__\":'" in last
     assert said in last
     assert process.returncode == 1

@@ -1,0 +1,48 @@
+"""A slot that is offered to a claim is not taken for a task that is just being scheduled."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lilota_async import Lilota
+from lilota_async.storage.writer import Writer
+from tests.api.support import marked
+from tests.api.tasks import echo, hold
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+
+async def test_a_slot_is_given_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a task would run, as its row says, and wait behind another for hours."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'lilota.db'}"
+    node, source = Lilota(url, number_of_processes=1), Lilota(url, number_of_processes=0)
+    for lilota in (node, source):
+        lilota.register(hold)
+        lilota.register(echo)
+    claiming, go_on = asyncio.Event(), asyncio.Event()
+    claim = Writer.claim
+
+    async def slow_claim(self: Writer, value: Any) -> Any:
+        if value.names == ("hold", "echo"):
+            claiming.set()
+            await go_on.wait()
+        return await claim(self, value)
+
+    async with asyncio.timeout(30), source, node:
+        await node.result(await node.schedule(echo, 1))
+        held = await source.schedule(hold, str(tmp_path))
+        monkeypatch.setattr(Writer, "claim", slow_claim)
+        await claiming.wait()
+        later = await node.schedule(echo, 2)
+        go_on.set()
+        await marked(tmp_path)
+        task = await node.get_task_by_id(later)
+        assert task is not None
+        assert (str(task.status), task.attempts) == ("pending", 0)
+        (tmp_path / "release").touch()
+        assert await node.result(later) == 2
+        assert await node.result(held) == "released"
