@@ -40,12 +40,17 @@ def _competition(run: Run, fault: str | None) -> None:
 
 
 def _neighbour(run: Run, fault: str | None) -> None:
-    """A node at work, and another that keeps an eye on it."""
-    load = Load(tasks=4, seconds=(1.0, 1.5), patient=1.0)
-    nodes = [run.start(load=load, fault=fault), run.start()]
-    for node in nodes:
-        node.wait_until_ready()
-    run.wait_for_rest(SETTLING_SECONDS + 3 * LEASE, load=4)
+    """A node at work for longer than a lease, and another that keeps an eye on it."""
+    load = Load(tasks=2, holds=True, patient=1.0)
+    nodes = [run.start(load=load, fault=fault)]
+    wait_until(lambda: run.started(2), "the start of its tasks")
+    nodes.append(run.start().wait_until_ready())
+    end = time.monotonic() + 4 * LEASE
+    while not run.started(3) and time.monotonic() < end:  # what only a fault starts again
+        time.sleep(0.05)
+    for attempt in (1, 2, 3):
+        run.release(attempt)
+    run.wait_for_rest(SETTLING_SECONDS)
     for node in nodes:
         node.stop()
 
