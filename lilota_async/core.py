@@ -19,12 +19,9 @@ from typing_extensions import Unpack
 from lilota_async.codec import DEFAULT_LIMIT
 from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
 from lilota_async.execution.context import refuse_in_task_process
-from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress, checked_duration
+from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
-    Executor,
     NodeOptions,
-    OnInterrupt,
-    RegisterOptions,
     ScheduleOptions,
     StartMethod,
     check_choice,
@@ -33,8 +30,9 @@ from lilota_async.options import (
     checked_size,
     usable_cpus,
 )
-from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction, encode_tags
-from lilota_async.tasks import Tasks, checked_id
+from lilota_async.registration import Registration
+from lilota_async.registry import TaskFunction, encode_tags
+from lilota_async.tasks import checked_id
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -46,10 +44,9 @@ DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
 MIN_LEASE_SECONDS = 1.0
 ROWS_PER_INSERT = 1000
 Out = TypeVar("Out")
-Function = TypeVar("Function", bound=TaskFunction)
 
 
-class Lilota(Tasks):
+class Lilota(Registration):
     """Background tasks for an asyncio application: rows in its database, functions in processes.
 
     Making one has no side effects, since task processes import the module that does.
@@ -145,84 +142,6 @@ class Lilota(Tasks):
     def is_running(self) -> bool:
         """Whether tasks can be scheduled."""
         return self._node is not None and self._node.is_accepting
-
-    @overload
-    def register(self, name: Function, /) -> Function: ...
-    @overload
-    def register(
-        self, name: str | None = None, /, **options: Unpack[RegisterOptions]
-    ) -> Callable[[Function], Function]: ...
-    def register(
-        self,
-        name: Any = None,
-        /,
-        *,
-        input_model: Any = None,
-        output_model: Any = None,
-        task_progress: type[TaskProgress] | None = None,
-        executor: Executor = "process",
-        priority: int = 0,
-        timeout: Duration | None = None,
-        retry: Retry = NO_RETRY,
-        max_memory: int | str | None = None,
-        on_interrupt: OnInterrupt = "requeue",
-        max_interruptions: int = 3,
-    ) -> Any:
-        """Make a function a task; it is returned as it is.
-
-        Args:
-            name: The task's name; the function's own by default.
-            input_model: The type of its input: a dataclass, pydantic model, msgspec Struct,
-                TypedDict, attrs class, class with `as_dict()`, or any type that JSON can hold;
-                by default the annotation.
-            output_model: The type of what it returns, likewise.
-            task_progress: `TaskProgress`, to be given one as last argument; a parameter
-                annotated with it does the same.
-            executor: `process`: in a process of its own; `thread`, `loop`: in the application.
-            priority: Tasks of a higher priority are started first.
-            timeout: The longest an attempt may take, from the start of the task's code.
-            retry: When a failed attempt is followed by another; never by default.
-            max_memory: The most that an attempt and the processes it starts may use, in bytes
-                or as "512MiB"; beyond it they are killed. Only with `executor="process"`.
-            on_interrupt: What follows when the application dies during an attempt: `requeue`
-                runs the task again, up to `max_interruptions` times; `fail` fails it.
-
-        Raises:
-            AlreadyRegistered: The name is taken.
-            ConfigurationError: The function or a model cannot be imported by another
-                process, or a setting cannot work.
-
-        Example:
-            >>> @lilota.register("report", timeout=60)
-            ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
-        """
-        check_choice("executor", executor, Executor)
-        settings = Settings(
-            executor=executor,
-            priority=checked_priority(priority),
-            timeout_seconds=None if timeout is None else checked_duration("timeout", timeout),
-            retry=retry,
-            max_memory_bytes=None if max_memory is None else checked_size("max_memory", max_memory),
-            on_interrupt=on_interrupt,
-            max_interruptions=checked_count("max_interruptions", max_interruptions),
-        )
-
-        def decorate(function: Function) -> Function:
-            own_name = getattr(function, "__name__", "")
-            self._registry.add(
-                RegisteredTask(
-                    own_name if name is None or name is function else name,
-                    function,
-                    input_model=input_model,
-                    output_model=output_model,
-                    task_progress=task_progress,
-                    settings=settings,
-                    limit=self._limit,
-                )
-            )
-            return function
-
-        return decorate(name) if callable(name) else decorate
 
     async def start(self) -> None:
         """Prepare the database, bring the task processes up, take over what was left behind.

@@ -1,0 +1,108 @@
+"""Registering functions as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from typing_extensions import Unpack
+
+from lilota_async.models.values import Duration, Retry, TaskProgress, checked_duration
+from lilota_async.options import (
+    Executor,
+    OnInterrupt,
+    RegisterOptions,
+    check_choice,
+    checked_count,
+    checked_priority,
+    checked_size,
+)
+from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction
+from lilota_async.tasks import Tasks
+
+Function = TypeVar("Function", bound=TaskFunction)
+
+
+class Registration(Tasks):
+    """The functions that are tasks, and how each is run."""
+
+    _limit: int
+    """The largest input or output, in bytes of JSON."""
+
+    @overload
+    def register(self, name: Function, /) -> Function: ...
+    @overload
+    def register(
+        self, name: str | None = None, /, **options: Unpack[RegisterOptions]
+    ) -> Callable[[Function], Function]: ...
+    def register(
+        self,
+        name: Any = None,
+        /,
+        *,
+        input_model: Any = None,
+        output_model: Any = None,
+        task_progress: type[TaskProgress] | None = None,
+        executor: Executor = "process",
+        priority: int = 0,
+        timeout: Duration | None = None,
+        retry: Retry = NO_RETRY,
+        max_memory: int | str | None = None,
+        on_interrupt: OnInterrupt = "requeue",
+        max_interruptions: int = 3,
+    ) -> Any:
+        """Make a function a task; it is returned as it is.
+
+        Args:
+            name: The task's name; the function's own by default.
+            input_model: The type of its input: a dataclass, pydantic model, msgspec Struct,
+                TypedDict, attrs class, class with `as_dict()`, or any type that JSON can hold;
+                by default the annotation.
+            output_model: The type of what it returns, likewise.
+            task_progress: `TaskProgress`, to be given one as last argument; a parameter
+                annotated with it does the same.
+            executor: `process`: in a process of its own; `thread`, `loop`: in the application.
+            priority: Tasks of a higher priority are started first.
+            timeout: The longest an attempt may take, from the start of the task's code.
+            retry: When a failed attempt is followed by another; never by default.
+            max_memory: The most that an attempt and the processes it starts may use, in bytes
+                or as "512MiB"; beyond it they are killed. Only with `executor="process"`.
+            on_interrupt: What follows when the application dies during an attempt: `requeue`
+                runs the task again, up to `max_interruptions` times; `fail` fails it.
+
+        Raises:
+            AlreadyRegistered: The name is taken.
+            ConfigurationError: The function or a model cannot be imported by another
+                process, or a setting cannot work.
+
+        Example:
+            >>> @lilota.register("report", timeout=60)
+            ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
+        """
+        check_choice("executor", executor, Executor)
+        settings = Settings(
+            executor=executor,
+            priority=checked_priority(priority),
+            timeout_seconds=None if timeout is None else checked_duration("timeout", timeout),
+            retry=retry,
+            max_memory_bytes=None if max_memory is None else checked_size("max_memory", max_memory),
+            on_interrupt=on_interrupt,
+            max_interruptions=checked_count("max_interruptions", max_interruptions),
+        )
+
+        def decorate(function: Function) -> Function:
+            own_name = getattr(function, "__name__", "")
+            self._registry.add(
+                RegisteredTask(
+                    own_name if name is None or name is function else name,
+                    function,
+                    input_model=input_model,
+                    output_model=output_model,
+                    task_progress=task_progress,
+                    settings=settings,
+                    limit=self._limit,
+                )
+            )
+            return function
+
+        return decorate(name) if callable(name) else decorate
