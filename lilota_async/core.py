@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from lilota_async.node import Node
+    from lilota_async.storage.enlistment import CallersSession
     from lilota_async.storage.transitions import NewTask
 
 DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
@@ -240,6 +242,7 @@ class Lilota(Registration):
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
         task_id: TaskId[Any] | None = None,
+        session: CallersSession | None = None,
     ) -> TaskId[Any]:
         """Commit a task; it runs as soon as a slot is free. Returns when the row is durable.
 
@@ -249,10 +252,13 @@ class Lilota(Registration):
             priority, timeout: Instead of what `register()` said.
             tags: Texts to find the task by.
             task_id: An id of the caller's making; scheduling it again makes no second row.
+            session: An `AsyncSession` or `AsyncConnection` on the same database: the row is
+                written in its transaction, and the task runs once that is committed.
 
         Raises:
             NotRunning: `start()` was not called, or `stop()` was.
             UnknownTask, InvalidInput: The task or its input is not right.
+            ConfigurationError: A setting cannot work, or `session` is on another database.
             StoreUnavailable: The database did not take the row in `store_timeout`.
             ScheduleUnknown: The database went away during the commit; the id can be looked up.
         """
@@ -260,8 +266,12 @@ class Lilota(Registration):
         row = self._new_task(
             task, input, priority=priority, timeout=timeout, tags=tags, task_id=task_id
         )
-        # An id of the caller's may have a row already, which must not be taken for running.
-        await (node.insert_one(row) if task_id is None else node.insert([row]))
+        if session is not None:
+            await node.insert_with(session, [row])
+        elif task_id is None:
+            await node.insert_one(row)
+        else:  # it may have a row already, which must not be taken for running
+            await node.insert([row])
         return row.id
 
     async def schedule_many(
@@ -272,10 +282,12 @@ class Lilota(Registration):
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        session: CallersSession | None = None,
     ) -> list[TaskId[Any]]:
         """Commit one task for each input, a thousand to a transaction; returns their ids.
 
-        Every input is checked before the first row is written. Raises what `schedule()` does.
+        With `session`, all of them are written in its transaction. Every input is checked before
+        the first row is written. Raises what `schedule()` does.
         """
         node = self._require_node("schedule_many()")
         tags = tuple(tags)
@@ -285,7 +297,7 @@ class Lilota(Registration):
             if number % ROWS_PER_INSERT == 0:
                 await asyncio.sleep(0)  # the loop has others to serve
         for start in range(0, len(rows), ROWS_PER_INSERT):
-            await node.insert(rows[start : start + ROWS_PER_INSERT])
+            await _insert(node, rows[start : start + ROWS_PER_INSERT], session)
         return [row.id for row in rows]
 
     def _new_task(
@@ -314,3 +326,7 @@ class Lilota(Registration):
             timeout_seconds=limit,
             tags=encode_tags(tags),
         )
+
+
+async def _insert(node: Node, rows: list[NewTask], session: CallersSession | None) -> None:
+    await (node.insert(rows) if session is None else node.insert_with(session, rows))

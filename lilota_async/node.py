@@ -25,6 +25,7 @@ from lilota_async.options import NodeOptions
 from lilota_async.registry import Registry
 from lilota_async.storage import queries
 from lilota_async.storage.database import Database
+from lilota_async.storage.enlistment import CallersSession, Enlistment
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.stores import create_store
@@ -75,6 +76,7 @@ class Node:
         self._cancel_requests = CancelRequests(
             self.id, self.dispatcher, self.writer, self.store, self._is_notified
         )
+        self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.wake)
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
             self.store.origin = self.id.hex
@@ -103,6 +105,7 @@ class Node:
             if self._notifications is not None:
                 self._notifications.start()
                 parts.push_async_callback(self._notifications.close)
+            parts.callback(self._enlistment.close)
             self.dispatcher.start()
             self._accepting = True
             self._parts = parts.pop_all()
@@ -151,6 +154,11 @@ class Node:
         else:
             # A row that says running must get to its slot, whatever becomes of the caller.
             await self._database.undisturbed(self._insert_running(task, slot))
+
+    async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
+        """Write new rows in a transaction of the application's; they run once it commits."""
+        with self._insertion():
+            await self._enlistment.insert(session, tasks)
 
     async def _insert_running(self, task: NewTask, slot: Slot) -> None:
         with self._insertion():

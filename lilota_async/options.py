@@ -6,10 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress
+
+if TYPE_CHECKING:
+    from lilota_async.storage.enlistment import CallersSession
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*((?:[kmgt]i?)?b?)", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1} | {
@@ -87,6 +90,7 @@ class ScheduleOptions(TypedDict, total=False):
     timeout: Duration | None
     tags: Iterable[str]
     task_id: TaskId[Any] | None
+    session: CallersSession | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,14 +49,16 @@ def run_script(
 
 
 @contextmanager
-def serving(command: list[str], directory: Path, port: int) -> Iterator[Server]:
+def serving(
+    command: list[str], directory: Path, port: int, variables: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A web application while `command` runs; it is ended by SIGTERM, unless it is already."""
     output = directory / f"server-{port}.txt"
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=directory,
-            env=environment({"PORT": str(port)}),
+            env=environment({"PORT": str(port), **(variables or {})}),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 import stat
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lilota_async import Lilota
 from lilota_async.options import usable_cpus
 from tests.apps import (
     POLL_SECONDS,
@@ -23,7 +25,7 @@ from tests.apps import (
     run_script,
     serving,
 )
-from tests.databases import Servers
+from tests.databases import BACKENDS, Servers
 
 EXAMPLES = ROOT / "examples"
 
@@ -137,6 +139,23 @@ def test_fastapi_app(way: str, tmp_path: Path) -> None:
         assert client.post("/reports", json={"title": "Sales", "pages": 0}).status_code == 422
         assert client.get("/reports/nonsense").status_code == 422
         assert client.get("/reports/01939e4a-7d1c-7000-8000-000000000000").status_code == 404
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_and_receipt(backend: str, servers: Servers, tmp_path: Path) -> None:
+    """An accepted order has a receipt, a refused one has left no trace."""
+    port = free_port()
+    url = servers.empty_database(backend, tmp_path)
+    command = commands("09_order_and_receipt", port)["script"]
+    with serving(command, tmp_path, port, {"LILOTA_DB_URL": url}) as server:
+        client = server.client
+        assert client.post("/orders", json={"customer": "Ada", "amount": 42}).json() == {"id": 1}
+        assert server.wait_for("/orders/1")["receipt"] == "Receipt 1: 42 from Ada"
+        refused = client.post("/orders", json={"customer": "Bob", "amount": 4200})
+        assert refused.status_code == 409
+        assert client.get("/orders/2").status_code == 404
+    (receipt,) = asyncio.run(Lilota(url).get_all_tasks())
+    assert receipt.input == {"order": 1, "text": "42 from Ada"}
 
 
 @pytest.mark.parametrize("way", ["script", "uvicorn"])
