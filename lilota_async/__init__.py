@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TaskTimeout,
     )
     from lilota_async.execution.context import CurrentTask, current_task
+    from lilota_async.models.stats import NameStats, NodeStats, Stats
     from lilota_async.models.tables import Node, Task
     from lilota_async.models.values import (
         ModelProtocol,
@@ -42,11 +43,14 @@ __all__ = [
     "Lilota",
     "LilotaError",
     "ModelProtocol",
+    "NameStats",
     "Node",
+    "NodeStats",
     "NotRunning",
     "Retry",
     "RetryLater",
     "ScheduleUnknown",
+    "Stats",
     "StoreUnavailable",
     "Task",
     "TaskCancelled",
@@ -64,6 +68,7 @@ __all__ = [
 _MODULES = {
     "core": ["Lilota"],
     "execution.context": ["CurrentTask", "current_task"],
+    "models.stats": ["NameStats", "NodeStats", "Stats"],
     "models.tables": ["Node", "Task"],
     "models.values": [
         "ModelProtocol",

@@ -131,6 +131,7 @@ class Lilota(Registration):
             store_timeout=checked_duration("store_timeout", store_timeout),
             start_method=start_method,
         )
+        self._lease_seconds = self._options.lease_seconds
         self._stop_timeout = checked_duration("stop_timeout", stop_timeout)
         self._limit = checked_count("max_payload_bytes", max_payload_bytes)
         super().__init__(DEFAULT_URL if db_url is None and engine is None else db_url, engine)

@@ -70,6 +70,7 @@ class Node:
             registry,
             self.writer,
             self.store,
+            names=lambda: self._runnable(registry),
             on_work=self.dispatcher.wake,
             on_lease_lost=self.dispatcher.abandon,
         )
@@ -211,6 +212,11 @@ class Node:
             "thread": LocalPool(options.threads, on_idle, threads=True),
             "loop": LocalPool(options.coroutines, on_idle, threads=False),
         }
+
+    def _runnable(self, registry: Registry) -> tuple[str, ...]:
+        """The tasks that this node has slots for."""
+        kinds = {kind for kind, pool in self._pools.items() if pool.size}
+        return tuple(name for name, task in registry.items() if task.settings.executor in kinds)
 
     def _record(self) -> NodeRecord:
         own = own_identity()

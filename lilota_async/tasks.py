@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from lilota_async.models.stats import Stats
     from lilota_async.models.tables import Task
     from lilota_async.node import Node
     from lilota_async.storage.database import Database
@@ -35,6 +36,8 @@ Out = TypeVar("Out")
 
 class Tasks:
     """The tasks of one database. Reading and deleting work at any time, the rest while running."""
+
+    _lease_seconds: float
 
     def __init__(self, db_url: str | URL | None, engine: AsyncEngine | None) -> None:
         self._url = db_url
@@ -96,6 +99,20 @@ class Tasks:
         from lilota_async.storage import queries
 
         return await queries.delete_task(self._database(), checked_id(task_id))
+
+    async def stats(self) -> Stats:
+        """How much waits, runs and has ended, of each name, and the nodes; works at any time.
+
+        Reads pending and running rows, and the latest finished ones of each name.
+
+        Example:
+            >>> stats = await lilota.stats()
+            >>> print(stats.names["report"].pending, stats.names["report"].wait_seconds)
+            >>> print(stats.unclaimable)  # names that wait while no live node runs them
+        """
+        from lilota_async.storage.stats import read_stats
+
+        return await read_stats(self._database(), self._registry, self._lease_seconds)
 
     async def watch(self, task_id: UUID) -> AsyncGenerator[TaskEvent]:
         """How the task is, then what happens to it on whichever node; ends with its end.

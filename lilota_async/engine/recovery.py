@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -52,6 +53,7 @@ class Recovery:
         writer: Writer,
         store: Store,
         *,
+        names: Callable[[], tuple[str, ...]],
         on_work: Callable[[], None],
         on_lease_lost: Callable[[], None],
     ) -> None:
@@ -60,6 +62,7 @@ class Recovery:
         self._registry = registry
         self._writer = writer
         self._store = store
+        self._names = names
         self._on_work = on_work
         self._on_lease_lost = on_lease_lost
         self._last_answer = float("-inf")
@@ -95,6 +98,7 @@ class Recovery:
             await self._writer.execute(lambda c: self._store.remove_node(c, self._node.id))
 
     async def _register(self) -> None:
+        self._node = replace(self._node, names=self._names())
         await self._writer.execute(lambda c: self._store.register_node(c, self._node))
         self._note_answer()
         self._note_beat()
@@ -118,6 +122,8 @@ class Recovery:
         self._note_answer()
         if is_known:
             self._note_beat()
+            if self._names() != self._node.names:  # something was registered since
+                await self._register()
             return
         logger.warning(
             "This node was silent for longer than its lease of %g s and its tasks were taken "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lilota_async.models.stats import NameStats, NodeStats, Stats
 from lilota_async.models.values import (
     ModelProtocol,
     Retry,
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Base",
     "ModelProtocol",
+    "NameStats",
     "Node",
+    "NodeStats",
     "Retry",
+    "Stats",
     "Task",
     "TaskEvent",
     "TaskId",

@@ -86,3 +86,4 @@ class Node(Base):
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
     slots: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(String(50))
+    names: Mapped[list[str] | None] = mapped_column(Json)

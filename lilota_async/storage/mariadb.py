@@ -34,9 +34,13 @@ class MariadbDialect(RowDialect):
 
     now = _NOW
     seconds_since_seen = f"TIMESTAMPDIFF(MICROSECOND, last_seen_at, {_NOW}) / 1000000"
-    upsert_node = "ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at)"
+    upsert_node = (
+        "ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), names = VALUES(names)"
+    )
     for_claim = "FOR UPDATE SKIP LOCKED"
     pending_table = "lilota_task FORCE INDEX (ix_lilota_task_pending)"
+    running_table = "lilota_task FORCE INDEX (ix_lilota_task_running)"
+    ended_table = "lilota_task FORCE INDEX (ix_lilota_task_ended)"
 
     def later(self, seconds: str) -> str:
         return f"{_NOW} + INTERVAL {seconds} SECOND"

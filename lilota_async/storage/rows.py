@@ -33,8 +33,6 @@ _FENCE = "id = :id AND attempts = :attempt AND locked_by = :node AND status = 'r
 class RowDialect(Dialect):
     """What the statements of a batch need besides."""
 
-    pending_table: str
-    """The table with a hint that keeps the claim on the index of pending rows."""
     for_claim: str
 
     @abstractmethod

@@ -29,6 +29,8 @@ class SqliteDialect(RowDialect):
     for_adoption = ""
     for_claim = ""
     pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
+    running_table = "lilota_task INDEXED BY ix_lilota_task_running"
+    ended_table = "lilota_task INDEXED BY ix_lilota_task_ended"
 
     def later(self, seconds: str) -> str:
         return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"

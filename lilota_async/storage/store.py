@@ -47,7 +47,12 @@ class Dialect:
     seconds_since_seen: str
     for_update: str = "FOR UPDATE"
     for_adoption: str = "FOR UPDATE SKIP LOCKED"
-    upsert_node: str = "ON CONFLICT (id) DO UPDATE SET last_seen_at = excluded.last_seen_at"
+    upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
+        last_seen_at = excluded.last_seen_at, names = excluded.names"""
+    # The table, with a hint where the database needs one to go by the index.
+    pending_table: str = "lilota_task"
+    running_table: str = "lilota_task"
+    ended_table: str = "lilota_task"
 
     def key(self, value: UUID) -> Any:
         """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
@@ -194,6 +199,7 @@ class Store(ABC):
                 "pid_started": node.pid_started,
                 "slots": node.slots,
                 "version": node.version,
+                "names": msgspec.json.encode(node.names).decode(),
             },
         )
         await self.announce(c)
@@ -316,8 +322,9 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
         "delete": "DELETE FROM lilota_task WHERE id = :id AND status <> 'running'",
         "register_node": f"""
             INSERT INTO lilota_node (id, machine, host, pid, pid_started, started_at,
-                last_seen_at, slots, version)
-            VALUES (:id, :machine, :host, :pid, :pid_started, {now}, {now}, :slots, :version)
+                last_seen_at, slots, version, names)
+            VALUES (:id, :machine, :host, :pid, :pid_started, {now}, {now}, :slots, :version,
+                :names)
             {dialect.upsert_node}""",
         "heartbeat": f"UPDATE lilota_node SET last_seen_at = {now} WHERE id = :id",
         "remove_node": "DELETE FROM lilota_node WHERE id = :id",

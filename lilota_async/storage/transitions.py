@@ -132,6 +132,8 @@ class NodeRecord:
     pid_started: int
     slots: int
     version: str
+    names: tuple[str, ...] = ()
+    """The tasks that it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,7 @@ async def test_a_short_outage_counts() -> None:
         Registry(),
         away,
         away,
+        names=tuple,
         on_work=lambda: None,
         on_lease_lost=lambda: None,
     )

@@ -87,7 +87,7 @@ async def test_the_indexes(database: Database) -> None:
 
     async with database.connect() as connection:
         found = await connection.run_sync(names)
-    expected = {"ix_lilota_task_pending", "ix_lilota_task_running", "ix_lilota_task_name"}
+    expected = {f"ix_lilota_task_{kind}" for kind in ("pending", "running", "name", "ended")}
     if database.dialect != "mariadb":
         expected.add("ix_lilota_task_unsuccessful")
     assert found == expected

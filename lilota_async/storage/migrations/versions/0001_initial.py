@@ -83,6 +83,7 @@ def _create_node_table() -> None:
         sa.Column("last_seen_at", UtcDateTime(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
         sa.Column("version", sa.String(50), nullable=False),
+        sa.Column("names", Json(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         if_not_exists=True,
         **_table_options(),
@@ -97,6 +98,9 @@ def _create_partial_indexes() -> None:
     _create_index("ix_lilota_task_running", ["locked_by"], "status = 'running'")
     _create_index("ix_lilota_task_unsuccessful", ["id"], "status IN ('failed', 'cancelled')")
     _create_index("ix_lilota_task_name", ["name", "id"])
+    _create_index(
+        "ix_lilota_task_ended", ["name", "status", "end_date_time"], "end_date_time IS NOT NULL"
+    )
 
 
 def _create_index(name: str, columns: list[str | sa.TextClause], where: str | None = None) -> None:
@@ -113,6 +117,7 @@ def _create_mariadb_indexes() -> None:
         "ix_lilota_task_pending": ["status", sa.text("priority DESC"), "run_at", "id"],
         "ix_lilota_task_running": ["status", "locked_by"],
         "ix_lilota_task_name": ["name", "id"],
+        "ix_lilota_task_ended": ["name", "status", "end_date_time"],
     }
     for name, columns in indexes.items():
         if name not in present:

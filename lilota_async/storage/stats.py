@@ -1,0 +1,246 @@
+"""What `stats()` reads: pending and running rows by their own indexes, and of the finished ones
+
+the latest of each name. On no database does it go through finished rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+
+from lilota_async.models.stats import NameStats, NodeStats, Stats
+from lilota_async.models.types import TaskIdType, UtcDateTime
+from lilota_async.storage.database import Database, transaction
+from lilota_async.storage.stores import create_store
+
+if TYPE_CHECKING:
+    from sqlalchemy import TextualSelect
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from lilota_async.storage.store import Dialect
+
+LATEST_ROWS = 1000
+MOST_FAILED = 10_000
+MOST_NAMES = 1000
+WINDOW_SECONDS = 300.0
+
+
+async def read_stats(database: Database, registered: Iterable[str], lease_seconds: float) -> Stats:
+    """How it stands with all tasks; `registered` are names to tell about in any case."""
+    return await database.undisturbed(_read(database, set(registered), lease_seconds))
+
+
+async def read_throughput(database: Database, names: Sequence[str]) -> float:
+    """How many tasks of these names have lately finished per second."""
+
+    async def read() -> float:
+        async with _reading(database) as c:
+            reader = _Reader(c, create_store(database).dialect)
+            return sum([(await reader.ended(name)).throughput for name in names])
+
+    return await database.undisturbed(read())
+
+
+async def _read(database: Database, names: set[str], lease_seconds: float) -> Stats:
+    try:
+        async with _reading(database) as c:
+            reader = _Reader(c, create_store(database).dialect)
+            nodes = await reader.nodes(lease_seconds)
+            live = [node for node in nodes if node.is_live]
+            claimable = {name for node in live for name in node.names}
+            waiting = await reader.waiting()
+            running = await reader.running()
+            names |= {*claimable, *waiting, *running, *await reader.names()}
+            named = {}
+            for name in sorted(names):
+                slots = sum(node.slots for node in live if name in node.names)
+                named[name] = _name_stats(
+                    name,
+                    waiting.get(name, _NOTHING_WAITS),
+                    running.get(name, 0),
+                    await reader.ended(name),
+                    slots,
+                )
+            unclaimable = sorted(set(waiting) - claimable)
+            return Stats(names=named, nodes=tuple(nodes), unclaimable=tuple(unclaimable))
+    except Exception as error:
+        raise database.translate(error) from error
+
+
+@asynccontextmanager
+async def _reading(database: Database) -> AsyncIterator[AsyncConnection]:
+    async with database.connect() as c:
+        if database.dialect == "postgresql":
+            # The statistics of the table may be of a time when most rows were pending.
+            async with transaction(c):
+                await c.exec_driver_sql("SET LOCAL enable_seqscan = off")
+                yield c
+        else:
+            yield c
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    pending: int
+    due: int
+    oldest_seconds: float | None
+
+
+class _Ended(msgspec.Struct, frozen=True):
+    failed: int
+    finished: int
+    throughput: float
+    durations: list[float]
+
+
+_NOTHING_WAITS = _Waiting(0, 0, None)
+
+
+class _Reader:
+    """The statements, on one connection."""
+
+    def __init__(self, c: AsyncConnection, dialect: Dialect) -> None:
+        self._c = c
+        self._dialect = dialect
+        self._latest = self._latest_statement()
+
+    async def nodes(self, lease_seconds: float) -> list[NodeStats]:
+        seen = self._dialect.seconds_since_seen
+        statement = text(f"""
+            SELECT id, host, pid, slots, names, version, {seen} AS silent_seconds
+            FROM lilota_node ORDER BY id""").columns(id=TaskIdType)
+        return [
+            NodeStats(
+                id=UUID(int=row.id.int),
+                host=row.host,
+                pid=row.pid,
+                slots=row.slots,
+                names=_names(row.names),
+                version=row.version,
+                seconds_since_seen=max(0.0, float(row.silent_seconds)),
+                is_live=float(row.silent_seconds) <= lease_seconds,
+            )
+            for row in await self._all(statement)
+        ]
+
+    async def waiting(self) -> dict[str, _Waiting]:
+        now = self._dialect.now
+        statement = text(f"""
+            SELECT name, COUNT(*) AS pending, MIN(run_at) AS oldest, {now} AS now,
+                SUM(CASE WHEN run_at <= {now} THEN 1 ELSE 0 END) AS due
+            FROM {self._dialect.pending_table} WHERE status = 'pending' GROUP BY name
+            """).columns(oldest=UtcDateTime, now=UtcDateTime)
+        found = {}
+        for row in await self._all(statement):
+            age = (row.now - row.oldest).total_seconds() if row.due else None
+            found[row.name] = _Waiting(int(row.pending), int(row.due), age)
+        return found
+
+    async def running(self) -> dict[str, int]:
+        statement = text(f"""
+            SELECT name, COUNT(*) AS running FROM {self._dialect.running_table}
+            WHERE status = 'running' GROUP BY name""")
+        return {row.name: row.running for row in await self._all(statement)}
+
+    async def names(self) -> list[str]:
+        """The names in the table: each is found from the one before, by the index."""
+        statement = text("""
+            WITH RECURSIVE known (name) AS (
+                SELECT MIN(name) FROM lilota_task
+                UNION ALL
+                SELECT (SELECT MIN(task.name) FROM lilota_task AS task
+                    WHERE task.name > known.name)
+                FROM known WHERE known.name IS NOT NULL
+            )
+            SELECT name FROM known WHERE name IS NOT NULL LIMIT :limit""")
+        return [row.name for row in await self._all(statement, limit=MOST_NAMES)]
+
+    async def ended(self, name: str) -> _Ended:
+        """What the latest finished tasks of this name tell."""
+        latest = {"name": name, "limit": LATEST_ROWS}
+        completed = await self._all(self._latest, **latest, status="completed")
+        failed = await self._all(self._latest, **latest, status="failed")
+        count = len(failed)
+        if count == LATEST_ROWS:
+            statement = text(f"""
+                SELECT COUNT(*) AS failed FROM (SELECT 1 FROM {self._dialect.ended_table}
+                    WHERE name = :name AND status = 'failed' AND end_date_time IS NOT NULL
+                    LIMIT :limit) AS counted""")
+            count = (await self._all(statement, name=name, limit=MOST_FAILED))[0].failed
+        paces = [_pace(completed), _pace(failed)]
+        return _Ended(
+            failed=count,
+            finished=sum(finished for finished, _ in paces),
+            throughput=sum(rate for _, rate in paces),
+            durations=sorted(
+                (row.ended - row.started).total_seconds()
+                for row in completed
+                if row.started is not None
+            ),
+        )
+
+    def _latest_statement(self) -> TextualSelect:
+        return text(f"""
+            SELECT start_date_time AS started, end_date_time AS ended, {self._dialect.now} AS now
+            FROM {self._dialect.ended_table}
+            WHERE name = :name AND status = :status AND end_date_time IS NOT NULL
+            ORDER BY end_date_time DESC LIMIT :limit
+            """).columns(started=UtcDateTime, ended=UtcDateTime, now=UtcDateTime)
+
+    async def _all(self, statement: Any, **parameters: Any) -> Sequence[Any]:
+        rows: Sequence[Any] = (await self._c.execute(statement, parameters)).all()
+        return rows
+
+
+def _pace(rows: Sequence[Any]) -> tuple[int, float]:
+    """How many have ended in the window, and how many per second since the first began."""
+    recent = [row for row in rows if row.now - row.ended <= timedelta(seconds=WINDOW_SECONDS)]
+    if not recent:
+        return 0, 0.0
+    began = min(row.started or row.ended for row in recent)
+    seconds = (recent[0].now - began).total_seconds()
+    return len(recent), len(recent) / min(max(seconds, 0.001), WINDOW_SECONDS)
+
+
+def _name_stats(name: str, waiting: _Waiting, running: int, ended: _Ended, slots: int) -> NameStats:
+    half = _percentile(ended.durations, 50)
+    return NameStats(
+        name=name,
+        pending=waiting.pending,
+        due=waiting.due,
+        running=running,
+        failed=ended.failed,
+        oldest_pending_seconds=waiting.oldest_seconds,
+        finished=ended.finished,
+        throughput=ended.throughput,
+        p50_seconds=half,
+        p95_seconds=_percentile(ended.durations, 95),
+        wait_seconds=_wait(waiting.due, ended, half, slots),
+    )
+
+
+def _wait(due: int, ended: _Ended, half: float | None, slots: int) -> float | None:
+    if not due:
+        return 0.0
+    if ended.throughput:
+        return due / ended.throughput
+    return due * half / slots if half is not None and slots else None
+
+
+def _percentile(ordered: Sequence[float], percent: int) -> float | None:
+    """The smallest value that so many of a hundred do not exceed."""
+    if not ordered:
+        return None
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def _names(written: str | None) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(written or "[]", type=tuple[str, ...])
+    except (msgspec.DecodeError, msgspec.ValidationError):  # edited by hand
+        return ()

@@ -1,0 +1,53 @@
+"""The statements that some work sends, and how the database would run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lilota_async.storage.database import Database
+
+
+class Recorded:
+    """Statements as they went to the driver, with their parameters."""
+
+    def __init__(self) -> None:
+        self.statements: list[tuple[str, Any]] = []
+
+    async def plans(self, c: AsyncConnection) -> list[str]:
+        """The plan of each recorded statement that reads or writes rows, on this connection."""
+        explain = "EXPLAIN QUERY PLAN" if c.dialect.name == "sqlite" else "EXPLAIN"
+        plans = []
+        for statement, parameters in list(self.statements):
+            if statement.lstrip().upper().startswith(("SELECT", "WITH", "DELETE", "UPDATE")):
+                rows = (await c.exec_driver_sql(f"{explain} {statement}", parameters)).all()
+                plans.append("\n".join(str(tuple(row)) for row in rows))
+        return plans
+
+
+@contextmanager
+def recording(database: Database) -> Iterator[Recorded]:
+    """Record what goes to the open database within the block."""
+    engine = database._pooled
+    assert engine is not None
+    recorded = Recorded()
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        recorded.statements.append((statement, parameters or ()))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    try:
+        yield recorded
+    finally:
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+
+
+def reads_whole_table(plan: str) -> bool:
+    """Whether the plan goes through all tasks, on PostgreSQL or SQLite."""
+    return "Seq Scan on lilota_task" in plan or any(
+        "SCAN lilota_task" in line and "INDEX" not in line for line in plan.splitlines()
+    )
