@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Float, Integer, String
+from sqlalchemy import BigInteger, Boolean, Computed, Float, Integer, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
@@ -56,6 +56,12 @@ class Task(Base):
     locked_by: Mapped[UUID | None] = mapped_column(TaskIdType)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     tags: Mapped[list[str] | None] = mapped_column(Json)
+    unique_key: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    unique_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    concurrency_key: Mapped[str | None] = mapped_column(String(NAME_LENGTH))
+    is_keyed: Mapped[bool] = mapped_column(
+        Boolean, Computed("concurrency_key IS NOT NULL", persisted=True)
+    )
     checkpoint: Mapped[Any | None] = mapped_column(Json)
     failures: Mapped[list[Any] | None] = mapped_column(Json)
     log: Mapped[str | None] = mapped_column(LONG_TEXT)
@@ -87,3 +93,18 @@ class Node(Base):
     slots: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(String(50))
     names: Mapped[list[str] | None] = mapped_column(Json)
+
+
+class Limit(Base):
+    """What holds tasks back: those of the name, or all of them where the name is empty.
+
+    `starts` has when tasks of a name with a rate were started. Whoever gives places out that
+    are limited holds a lock on the row.
+    """
+
+    __tablename__ = "lilota_limit"
+    __table_args__ = _MARIADB_OPTIONS
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    starts: Mapped[Any | None] = mapped_column(Json)

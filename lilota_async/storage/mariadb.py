@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from lilota_async.models.values import TaskId
 from lilota_async.storage.rows import RowDialect, RowStore
+from lilota_async.storage.store import in_order_of_keys
 from lilota_async.storage.transitions import NewTask
 
 if TYPE_CHECKING:
@@ -15,12 +17,12 @@ if TYPE_CHECKING:
 _NOW = "UTC_TIMESTAMP(6)"
 _INSERT = """
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
-    input, attempts, max_attempts, interruptions, timeout_seconds, tags, locked_by, pid,
-    start_date_time)
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags, unique_key, unique_until,
+    concurrency_key, locked_by, pid, start_date_time)
 VALUES """
 _INSERT_ROW = (
-    f"(%s, %s, %s, %s, {_NOW}, {_NOW} + INTERVAL %s SECOND, 0, %s, %s, %s, 0, %s, %s, %s, %s, "
-    f"CASE WHEN %s IS NOT NULL THEN {_NOW} END)"
+    f"(%s, %s, %s, %s, {_NOW}, COALESCE(%s, {_NOW} + INTERVAL %s SECOND), 0, %s, %s, %s, 0, %s, "
+    f"%s, %s, {_NOW} + INTERVAL %s SECOND, %s, %s, %s, CASE WHEN %s IS NOT NULL THEN {_NOW} END)"
 )
 # Not INSERT IGNORE, which hides every other error too.
 _INSERT_END = " ON DUPLICATE KEY UPDATE id = lilota_task.id"
@@ -55,11 +57,13 @@ class MariadbStore(RowStore):
     def __init__(self) -> None:
         super().__init__(MariadbDialect())
 
-    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        tasks = in_order_of_keys(tasks)
         for chunk in _chunks(tasks):
             statement = _INSERT + ", ".join([_INSERT_ROW] * len(chunk)) + _INSERT_END
             values = [value for task in chunk for value in self._values(task)]
             await c.exec_driver_sql(statement, tuple(values))
+        return await self._refused(c, tasks)
 
     def _values(self, task: NewTask) -> tuple[Any, ...]:
         owner = self._owner(task)
@@ -68,12 +72,16 @@ class MariadbStore(RowStore):
             task.name,
             owner["status"],
             task.priority,
+            self.dialect.time(task.run_at),
             float(task.delay_seconds),
             task.input,
             owner["attempts"],
             task.max_attempts,
             task.timeout_seconds,
             task.tags,
+            task.unique_key,
+            task.unique_seconds,
+            task.concurrency_key,
             owner["node"],
             owner["pid"],
             owner["node"],

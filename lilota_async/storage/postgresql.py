@@ -10,7 +10,14 @@ from sqlalchemy import text
 
 from lilota_async.models.values import TaskId
 from lilota_async.storage.edited import MOST_ATTEMPTS
-from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
+from lilota_async.storage.store import (
+    CLAIMED_COLUMNS,
+    Dialect,
+    Store,
+    claimed,
+    in_order_of_keys,
+    is_plain,
+)
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 CHANNEL = "lilota"
+LOOK = " look"
+"""After the origin of a notification: more than a claim is needed to see what is new."""
 _NOW = "statement_timestamp()"
 # By primary key, one row each. Owner and status are written so that no index fits them: through
 # the one of running rows, each row of the batch would be looked for among all that run.
@@ -44,36 +53,44 @@ def _arrays(**columns: str) -> str:
 _INSERT = text(f"""
 WITH inserted AS (
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
-    input, attempts, max_attempts, interruptions, timeout_seconds, tags, locked_by, pid,
-    start_date_time)
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags, unique_key,
+    unique_until, concurrency_key, locked_by, pid, start_date_time)
 SELECT id, name, CASE WHEN node_id IS NULL THEN 'pending' ELSE 'running' END, priority, {_NOW},
-    {_NOW} + make_interval(secs => delay), 0, input, CASE WHEN node_id IS NULL THEN 0 ELSE 1 END,
-    max_attempts, 0, timeout, tags, node_id, pid, CASE WHEN node_id IS NOT NULL THEN {_NOW} END
+    COALESCE(run_at, {_NOW} + make_interval(secs => delay)), 0, input,
+    CASE WHEN node_id IS NULL THEN 0 ELSE 1 END, max_attempts, 0, timeout, tags, unique_key,
+    {_NOW} + make_interval(secs => unique_seconds), concurrency_key, node_id, pid,
+    CASE WHEN node_id IS NOT NULL THEN {_NOW} END
 FROM {
     _arrays(
         id="uuid",
         name="text",
         priority="integer",
         delay="float8",
+        run_at="timestamptz",
         input="text",
         max_attempts="integer",
         timeout="float8",
         tags="text",
+        unique_key="text",
+        unique_seconds="float8",
+        concurrency_key="text",
         node_id="uuid",
         pid="bigint",
     )
 }
-ON CONFLICT (id) DO NOTHING
-RETURNING 1)
-SELECT pg_notify('{CHANNEL}', CAST(:origin AS text)) FROM (SELECT 1 FROM inserted LIMIT 1) AS batch
-WHERE CAST(:announced AS boolean)""")
+ON CONFLICT DO NOTHING
+RETURNING id, unique_key)
+SELECT ARRAY(SELECT id FROM inserted WHERE unique_key IS NOT NULL) AS keyed, (
+    SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))
+    WHERE CAST(:announced AS boolean) AND EXISTS (SELECT 1 FROM inserted))""")
 
 # The rows are picked first, in their order; the place in it gives each row its pid.
 _CLAIM = text(f"""
 WITH picked AS MATERIALIZED (
     SELECT due.id AS due_id, row_number() OVER () AS place FROM (
         SELECT id FROM lilota_task
-        WHERE status = 'pending' AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
+        WHERE status = 'pending' AND NOT is_keyed
+            AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
             AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
             AND attempts <= {MOST_ATTEMPTS}
         ORDER BY priority DESC, run_at, id
@@ -198,24 +215,31 @@ class PostgresqlStore(Store):
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
 
-    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
-        await c.execute(
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        tasks = in_order_of_keys(tasks)
+        result = await c.execute(
             _INSERT,
             {
                 "id": [task.id for task in tasks],
                 "name": [task.name for task in tasks],
                 "priority": [task.priority for task in tasks],
                 "delay": [float(task.delay_seconds) for task in tasks],
+                "run_at": [task.run_at for task in tasks],
                 "input": [task.input for task in tasks],
                 "max_attempts": [task.max_attempts for task in tasks],
                 "timeout": [_float(task.timeout_seconds) for task in tasks],
                 "tags": [task.tags for task in tasks],
+                "unique_key": [task.unique_key for task in tasks],
+                "unique_seconds": [_float(task.unique_seconds) for task in tasks],
+                "concurrency_key": [task.concurrency_key for task in tasks],
                 "node_id": [task.node_id for task in tasks],
                 "pid": [task.pid for task in tasks],
                 "announced": self.has_listeners,
-                "origin": self.origin,
+                "origin": self.origin if all(map(is_plain, tasks)) else self.origin + LOOK,
             },
         )
+        keyed = set(result.one().keyed)
+        return {task.id for task in tasks if task.unique_key is not None and task.id not in keyed}
 
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
         parameters = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, text
 
+from lilota_async.models.values import TaskId
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
 from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
 from lilota_async.storage.transitions import (
@@ -48,7 +49,7 @@ class RowStore(Store):
         now = dialect.now
         self._pick = text(f"""
             SELECT {CLAIMED_COLUMNS} FROM {dialect.pending_table}
-            WHERE status = 'pending' AND run_at <= {now} AND name IN :names
+            WHERE status = 'pending' AND is_keyed = false AND run_at <= {now} AND name IN :names
                 AND attempts <= {MOST_ATTEMPTS}
                 AND created_at <= COALESCE(:created_before, created_at)
             ORDER BY priority DESC, run_at, id LIMIT :limit {dialect.for_claim}""").bindparams(
@@ -92,6 +93,14 @@ class RowStore(Store):
         self._attempts = text("""
             SELECT id, attempts, locked_by, status FROM lilota_task WHERE id IN :ids
             """).bindparams(bindparam("ids", expanding=True))
+
+    async def _refused(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        """The tasks with a unique key that have no row."""
+        keyed = {self._key(task.id): task.id for task in tasks if task.unique_key is not None}
+        if not keyed:
+            return set()
+        rows = await c.execute(self._attempts, {"ids": list(keyed)})
+        return set(keyed.values()) - {keyed[row.id] for row in rows.all()}
 
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
         if not claim.names or not claim.pids:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lilota_async.models.values import TaskId
 from lilota_async.storage.rows import RowDialect, RowStore
 from lilota_async.storage.transitions import NewTask
 
@@ -38,7 +39,7 @@ class SqliteDialect(RowDialect):
     def time(self, value: datetime | None) -> Any:
         if value is None:
             return None
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 class SqliteStore(RowStore):
@@ -50,13 +51,17 @@ class SqliteStore(RowStore):
         self._insert = text(f"""
             INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,
                 progress_percentage, input, attempts, max_attempts, interruptions,
-                timeout_seconds, tags, locked_by, pid, start_date_time)
-            VALUES (:id, :name, :status, :priority, {dialect.now}, {dialect.later(":delay")},
-                0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :node, :pid,
+                timeout_seconds, tags, unique_key, unique_until, concurrency_key, locked_by, pid,
+                start_date_time)
+            VALUES (:id, :name, :status, :priority, {dialect.now},
+                COALESCE(:run_at, {dialect.later(":delay")}),
+                0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :unique_key,
+                CASE WHEN :unique_seconds IS NOT NULL THEN {dialect.later(":unique_seconds")} END,
+                :concurrency_key, :node, :pid,
                 CASE WHEN :node IS NOT NULL THEN {dialect.now} END)
-            ON CONFLICT (id) DO NOTHING""")
+            ON CONFLICT DO NOTHING""")
 
-    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
         await c.execute(
             self._insert,
             [
@@ -65,12 +70,17 @@ class SqliteStore(RowStore):
                     "name": task.name,
                     "priority": task.priority,
                     "delay": float(task.delay_seconds),
+                    "run_at": self.dialect.time(task.run_at),
                     "input": task.input,
                     "max_attempts": task.max_attempts,
                     "timeout": task.timeout_seconds,
                     "tags": task.tags,
+                    "unique_key": task.unique_key,
+                    "unique_seconds": task.unique_seconds,
+                    "concurrency_key": task.concurrency_key,
                     **self._owner(task),
                 }
                 for task in tasks
             ],
         )
+        return await self._refused(c, tasks)

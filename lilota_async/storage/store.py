@@ -105,10 +105,11 @@ class Store(ABC):
         """Make the settings of the writer's own connection."""
 
     @abstractmethod
-    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> None:
+    async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
         """nothing -> pending, or running where the task has a node already.
 
-        An id that has a row is left as it is.
+        An id that has a row is left as it is. Returns the tasks that were not inserted although
+        they have a unique key: because of the key, or of the id.
         """
 
     @abstractmethod
@@ -384,6 +385,18 @@ def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
         checkpoint=row.checkpoint,
         failures=row.failures,
     )
+
+
+def in_order_of_keys(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
+    """The same order of locks in every batch, so that two of them do not wait for each other."""
+    if all(task.unique_key is None for task in tasks):
+        return tasks
+    return sorted(tasks, key=lambda task: (task.name, task.unique_key or ""))
+
+
+def is_plain(task: NewTask) -> bool:
+    """Whether a claim is all that it takes to run the task."""
+    return task.is_due and task.concurrency_key is None
 
 
 CLAIMED_COLUMNS = (

@@ -11,18 +11,31 @@ from lilota_async.models.values import TaskId, TaskStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTask:
-    """A row to insert: pending, or running at once by this node in the process `pid`."""
+    """A row to insert: pending, or running at once by this node in the process `pid`.
+
+    Due at `run_at`, or after `delay_seconds`. A `unique_key` is taken until the task is final,
+    and for `unique_seconds` at least.
+    """
 
     id: TaskId
     name: str
     input: str | None = None
     priority: int = 0
     delay_seconds: float = 0.0
+    run_at: datetime | None = None
     max_attempts: int = 1
     timeout_seconds: float | None = None
     tags: str | None = None
+    unique_key: str | None = None
+    unique_seconds: float | None = None
+    concurrency_key: str | None = None
     node_id: UUID | None = None
     pid: int | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it may run as soon as it is there, by all that is known here."""
+        return self.run_at is None and not self.delay_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

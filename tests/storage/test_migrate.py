@@ -73,6 +73,8 @@ async def test_the_tables_are_those_of_the_models(database: Database) -> None:
         return False if both_floats else None
 
     def is_ours(name: str | None, kind: str, _parents: Any) -> bool:
+        if kind == "column":
+            return name != "held_key"  # MariaDB's stand-in for a partial index
         return kind != "table" or name in Base.metadata.tables
 
     async with database.connect() as connection:
@@ -87,9 +89,10 @@ async def test_the_indexes(database: Database) -> None:
 
     async with database.connect() as connection:
         found = await connection.run_sync(names)
-    expected = {f"ix_lilota_task_{kind}" for kind in ("pending", "running", "name", "ended")}
+    kinds = ["pending", "pending_name", "pending_key", "running", "name", "ended", "unique"]
     if database.dialect != "mariadb":
-        expected.add("ix_lilota_task_unsuccessful")
+        kinds += ["running_key", "unsuccessful"]
+    expected = {f"ix_lilota_task_{kind}" for kind in kinds}
     assert found == expected
 
 

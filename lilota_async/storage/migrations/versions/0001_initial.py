@@ -1,4 +1,4 @@
-"""The tables of tasks and nodes."""
+"""The tables of tasks, nodes and limits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# A task's key is taken while the task is not final, and after that while it has an end.
+_HOLDS_KEY = "status IN ('pending', 'running') OR unique_until IS NOT NULL"
+
 
 def upgrade() -> None:
     """Create the tables; where DDL is not transactional, go on where an attempt broke off."""
     _create_task_table()
     _create_node_table()
+    _create_limit_table()
     if op.get_bind().dialect.name in ("mysql", "mariadb"):
         _create_mariadb_indexes()
     else:
@@ -25,6 +29,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything."""
+    op.drop_table("lilota_limit")
     op.drop_table("lilota_node")
     op.drop_table("lilota_task")
 
@@ -60,6 +65,14 @@ def _create_task_table() -> None:
         sa.Column("locked_by", TaskIdType(), nullable=True),
         sa.Column("cancel_requested_at", UtcDateTime(), nullable=True),
         sa.Column("tags", Json(), nullable=True),
+        sa.Column("unique_key", sa.String(200), nullable=True),
+        sa.Column("unique_until", UtcDateTime(), nullable=True),
+        sa.Column("concurrency_key", sa.String(200), nullable=True),
+        sa.Column(
+            "is_keyed",
+            sa.Boolean(),
+            sa.Computed("concurrency_key IS NOT NULL", persisted=True),
+        ),
         sa.Column("checkpoint", Json(), nullable=True),
         sa.Column("failures", Json(), nullable=True),
         sa.Column("log", LONG_TEXT, nullable=True),
@@ -90,10 +103,39 @@ def _create_node_table() -> None:
     )
 
 
+def _create_limit_table() -> None:
+    op.create_table(
+        "lilota_limit",
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("paused_at", UtcDateTime(), nullable=True),
+        sa.Column("starts", Json(), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
+        if_not_exists=True,
+        **_table_options(),
+    )
+
+
 def _create_partial_indexes() -> None:
     """Partial, so that finished rows, most of a table, weigh on neither claim nor takeover."""
+    due: list[str | sa.TextClause] = [sa.text("priority DESC"), "run_at", "id"]
+    _create_index("ix_lilota_task_pending", ["is_keyed", *due], "status = 'pending'")
+    _create_index("ix_lilota_task_pending_name", ["name", "is_keyed", *due], "status = 'pending'")
     _create_index(
-        "ix_lilota_task_pending", [sa.text("priority DESC"), "run_at", "id"], "status = 'pending'"
+        "ix_lilota_task_pending_key",
+        ["concurrency_key", *due],
+        "status = 'pending' AND concurrency_key IS NOT NULL",
+    )
+    _create_index(
+        "ix_lilota_task_running_key",
+        ["concurrency_key"],
+        "status = 'running' AND concurrency_key IS NOT NULL",
+        unique=True,
+    )
+    _create_index(
+        "ix_lilota_task_unique",
+        ["name", "unique_key"],
+        f"unique_key IS NOT NULL AND ({_HOLDS_KEY})",
+        unique=True,
     )
     _create_index("ix_lilota_task_running", ["locked_by"], "status = 'running'")
     _create_index("ix_lilota_task_unsuccessful", ["id"], "status IN ('failed', 'cancelled')")
@@ -103,22 +145,42 @@ def _create_partial_indexes() -> None:
     )
 
 
-def _create_index(name: str, columns: list[str | sa.TextClause], where: str | None = None) -> None:
+def _create_index(
+    name: str,
+    columns: list[str | sa.TextClause],
+    where: str | None = None,
+    *,
+    unique: bool = False,
+) -> None:
     condition = None if where is None else sa.text(where)
     op.create_index(
-        name, "lilota_task", columns, postgresql_where=condition, sqlite_where=condition
+        name,
+        "lilota_task",
+        columns,
+        unique=unique,
+        postgresql_where=condition,
+        sqlite_where=condition,
     )
 
 
 def _create_mariadb_indexes() -> None:
-    # MySQL has no IF NOT EXISTS for an index, so what is there is looked up.
-    present = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes("lilota_task")}
+    # MySQL has no IF NOT EXISTS for an index or a column, so what is there is looked up.
+    inspector = sa.inspect(op.get_bind())
+    present = {index["name"] for index in inspector.get_indexes("lilota_task")}
+    if "held_key" not in {column["name"] for column in inspector.get_columns("lilota_task")}:
+        # Instead of a partial index: a key is unique where the column is not NULL.
+        held = sa.Computed(f"CASE WHEN {_HOLDS_KEY} THEN unique_key END", persisted=False)
+        op.add_column("lilota_task", sa.Column("held_key", sa.String(200), held))
+    due: list[str | sa.TextClause] = [sa.text("priority DESC"), "run_at", "id"]
     indexes: dict[str, list[str | sa.TextClause]] = {
-        "ix_lilota_task_pending": ["status", sa.text("priority DESC"), "run_at", "id"],
+        "ix_lilota_task_pending": ["status", "is_keyed", *due],
+        "ix_lilota_task_pending_name": ["status", "name", "is_keyed", *due],
+        "ix_lilota_task_pending_key": ["status", "concurrency_key", *due],
         "ix_lilota_task_running": ["status", "locked_by"],
         "ix_lilota_task_name": ["name", "id"],
         "ix_lilota_task_ended": ["name", "status", "end_date_time"],
+        "ix_lilota_task_unique": ["held_key", "name"],
     }
     for name, columns in indexes.items():
         if name not in present:
-            op.create_index(name, "lilota_task", columns)
+            op.create_index(name, "lilota_task", columns, unique=name == "ix_lilota_task_unique")
