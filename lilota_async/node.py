@@ -15,6 +15,7 @@ from lilota_async.engine.attempt import Slot
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
+from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
 from lilota_async.errors import ConfigurationError, NotRunning
 from lilota_async.execution.identity import own_identity
@@ -77,6 +78,7 @@ class Node:
         self._cancel_requests = CancelRequests(
             self.id, self.dispatcher, self.writer, self.store, self._is_notified
         )
+        self._periodic = PeriodicTasks(registry, self.writer, self.store, self.dispatcher.wake)
         self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.wake)
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
@@ -107,6 +109,8 @@ class Node:
                 self._notifications.start()
                 parts.push_async_callback(self._notifications.close)
             parts.callback(self._enlistment.close)
+            await self._periodic.start()
+            parts.push_async_callback(self._periodic.close)
             self.dispatcher.start()
             self._accepting = True
             self._parts = parts.pop_all()
@@ -115,6 +119,7 @@ class Node:
         """Take nothing more, end what runs, bring every part down."""
         self._accepting = False
         async with self._parts:
+            await self._periodic.close()
             while self._inserting:
                 self._inserted.clear()
                 await self._inserted.wait()

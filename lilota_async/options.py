@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress
+from lilota_async.ticks import CatchUp
 
 if TYPE_CHECKING:
     from lilota_async.storage.enlistment import CallersSession
@@ -81,6 +82,10 @@ class RegisterOptions(TypedDict, total=False):
     max_memory: int | str | None
     on_interrupt: OnInterrupt
     max_interruptions: int
+    cron: str | None
+    timezone: str | None
+    every: Duration | None
+    catch_up: CatchUp
 
 
 class ScheduleOptions(TypedDict, total=False):

@@ -19,6 +19,7 @@ from lilota_async.options import (
 )
 from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction
 from lilota_async.tasks import Tasks
+from lilota_async.ticks import CatchUp, read_periodic
 
 Function = TypeVar("Function", bound=TaskFunction)
 
@@ -50,6 +51,10 @@ class Registration(Tasks):
         max_memory: int | str | None = None,
         on_interrupt: OnInterrupt = "requeue",
         max_interruptions: int = 3,
+        cron: str | None = None,
+        timezone: str | None = None,
+        every: Duration | None = None,
+        catch_up: CatchUp = "one",
     ) -> Any:
         """Make a function a task; it is returned as it is.
 
@@ -70,6 +75,13 @@ class Registration(Tasks):
             on_interrupt: What follows when the application dies during an attempt: `requeue`
                 runs the task again, up to `max_interruptions` times; `fail` fails it.
 
+            cron, timezone: Schedule it by itself, once at each tick of a cron expression such as
+                "*/5 * * * *", over all nodes; its fields mean the time of `timezone`, by default
+                UTC. Needs the extra `cron`.
+            every: Schedule it by itself, at the multiples of this time since 1970 in UTC.
+            catch_up: What becomes of ticks that were missed, since no node ran: `one` runs the
+                latest of them, `all` every one, `skip` none.
+
         Raises:
             AlreadyRegistered: The name is taken.
             ConfigurationError: The function or a model cannot be imported by another
@@ -80,6 +92,7 @@ class Registration(Tasks):
             ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
         """
         check_choice("executor", executor, Executor)
+        check_choice("catch_up", catch_up, CatchUp)
         settings = Settings(
             executor=executor,
             priority=checked_priority(priority),
@@ -88,6 +101,7 @@ class Registration(Tasks):
             max_memory_bytes=None if max_memory is None else checked_size("max_memory", max_memory),
             on_interrupt=on_interrupt,
             max_interruptions=checked_count("max_interruptions", max_interruptions),
+            periodic=read_periodic(cron, timezone, every, catch_up),
         )
 
         def decorate(function: Function) -> Function:

@@ -22,6 +22,7 @@ from lilota_async.errors import (
 )
 from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress
 from lilota_async.options import Executor, OnInterrupt
+from lilota_async.ticks import Periodic
 
 NO_RETRY = Retry(max_attempts=1)
 Argument = Literal["input", "progress"]
@@ -53,6 +54,7 @@ class Settings:
     max_memory_bytes: int | None = None
     on_interrupt: OnInterrupt = "requeue"
     max_interruptions: int = 3
+    periodic: Periodic | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retry, Retry):
@@ -96,6 +98,11 @@ class RegisteredTask:
                 wants_progress=self._wants_progress,
                 has_input_model=self._input_model is not None,
             )
+            if self.settings.periodic is not None and signature.requires_input:
+                raise ConfigurationError(
+                    f"Task {self.name!r} is periodic and takes an input, which nobody gives it; "
+                    "give the parameter a default, or leave it out"
+                )
             definition = Definition(
                 function=reference_of(self.name, self.function),
                 input_model=self._input_model or signature.input_model,

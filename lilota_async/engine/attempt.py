@@ -164,6 +164,7 @@ class RunningAttempt:
             input=_bytes(claimed.input),
             tags=_tags(claimed.tags),
             checkpoint=_bytes(claimed.checkpoint),
+            nominal_time=claimed.nominal_time,
             reports_start=claimed.timeout_seconds is not None or self._max_memory is not None,
         )
 

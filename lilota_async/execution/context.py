@@ -24,7 +24,8 @@ _current: ContextVar[CurrentTask | None] = ContextVar("lilota_current_task", def
 class CurrentTask:
     """The running task, seen from inside; `current_task()` returns it.
 
-    `id`, `name`, `attempt` (1 for the first) and `tags` are the row's. `last_checkpoint` is
+    `id`, `name`, `attempt` (1 for the first) and `tags` are the row's. `nominal_time` is the
+    tick, aware and UTC, that a periodic task was scheduled for, and else None. `last_checkpoint` is
     what an earlier attempt handed to `checkpoint()` last, or None. `logger` is a logger whose
     records belong to this task.
     """
@@ -38,6 +39,7 @@ class CurrentTask:
         "last_checkpoint",
         "logger",
         "name",
+        "nominal_time",
         "progress",
         "tags",
     )
@@ -49,6 +51,7 @@ class CurrentTask:
         self.name = call.name
         self.attempt = call.attempt
         self.tags = call.tags
+        self.nominal_time = call.nominal_time
         self.last_checkpoint: Any = (
             None if call.checkpoint is None else msgspec.json.decode(call.checkpoint)
         )

@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -40,6 +41,7 @@ class Call:
     input: bytes | None
     tags: tuple[str, ...] = ()
     checkpoint: bytes | None = None
+    nominal_time: datetime | None = None
     reports_start: bool = False
 
 

@@ -42,6 +42,7 @@ class Task(Base):
     priority: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
     run_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    nominal_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     start_date_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     end_date_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     pid: Mapped[int | None] = mapped_column(BigInteger)
@@ -108,3 +109,14 @@ class Limit(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     starts: Mapped[Any | None] = mapped_column(Json)
+
+
+class Schedule(Base):
+    """Up to when the ticks of a periodic task have been taken care of, for each of its rhythms."""
+
+    __tablename__ = "lilota_schedule"
+    __table_args__ = _MARIADB_OPTIONS
+
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
+    rhythm: Mapped[str] = mapped_column(String(255), primary_key=True)
+    handled_until: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -31,3 +32,14 @@ def limit_seconds(value: Any) -> float | None:
     """A timeout, if it is one."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if is_number else None
+
+
+def utc(value: Any) -> datetime | None:
+    """A time as the driver gives it, if it is one: SQLite's is text, MariaDB's is naive."""
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, AttributeError):
+        return None

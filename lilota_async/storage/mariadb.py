@@ -18,11 +18,12 @@ _NOW = "UTC_TIMESTAMP(6)"
 _INSERT = """
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
     input, attempts, max_attempts, interruptions, timeout_seconds, tags, unique_key, unique_until,
-    concurrency_key, locked_by, pid, start_date_time)
+    concurrency_key, locked_by, pid, start_date_time, nominal_time)
 VALUES """
 _INSERT_ROW = (
     f"(%s, %s, %s, %s, {_NOW}, COALESCE(%s, {_NOW} + INTERVAL %s SECOND), 0, %s, %s, %s, 0, %s, "
-    f"%s, %s, {_NOW} + INTERVAL %s SECOND, %s, %s, %s, CASE WHEN %s IS NOT NULL THEN {_NOW} END)"
+    f"%s, %s, {_NOW} + INTERVAL %s SECOND, %s, %s, %s, "
+    f"CASE WHEN %s IS NOT NULL THEN {_NOW} END, %s)"
 )
 # Not INSERT IGNORE, which hides every other error too.
 _INSERT_END = " ON DUPLICATE KEY UPDATE id = lilota_task.id"
@@ -36,6 +37,7 @@ class MariadbDialect(RowDialect):
 
     now = _NOW
     seconds_since_seen = f"TIMESTAMPDIFF(MICROSECOND, last_seen_at, {_NOW}) / 1000000"
+    keep_schedule = "ON DUPLICATE KEY UPDATE handled_until = handled_until"
     upsert_node = (
         "ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), names = VALUES(names)"
     )
@@ -85,6 +87,7 @@ class MariadbStore(RowStore):
             owner["node"],
             owner["pid"],
             owner["node"],
+            self.dialect.time(task.nominal_time),
         )
 
 

@@ -54,12 +54,13 @@ _INSERT = text(f"""
 WITH inserted AS (
 INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
     input, attempts, max_attempts, interruptions, timeout_seconds, tags, unique_key,
-    unique_until, concurrency_key, locked_by, pid, start_date_time)
+    unique_until, concurrency_key, locked_by, pid, start_date_time,
+    nominal_time)
 SELECT id, name, CASE WHEN node_id IS NULL THEN 'pending' ELSE 'running' END, priority, {_NOW},
     COALESCE(run_at, {_NOW} + make_interval(secs => delay)), 0, input,
     CASE WHEN node_id IS NULL THEN 0 ELSE 1 END, max_attempts, 0, timeout, tags, unique_key,
     {_NOW} + make_interval(secs => unique_seconds), concurrency_key, node_id, pid,
-    CASE WHEN node_id IS NOT NULL THEN {_NOW} END
+    CASE WHEN node_id IS NOT NULL THEN {_NOW} END, nominal_time
 FROM {
     _arrays(
         id="uuid",
@@ -76,6 +77,7 @@ FROM {
         concurrency_key="text",
         node_id="uuid",
         pid="bigint",
+        nominal_time="timestamptz",
     )
 }
 ON CONFLICT DO NOTHING
@@ -234,6 +236,7 @@ class PostgresqlStore(Store):
                 "concurrency_key": [task.concurrency_key for task in tasks],
                 "node_id": [task.node_id for task in tasks],
                 "pid": [task.pid for task in tasks],
+                "nominal_time": [task.nominal_time for task in tasks],
                 "announced": self.has_listeners,
                 "origin": self.origin if all(map(is_plain, tasks)) else self.origin + LOOK,
             },

@@ -52,13 +52,13 @@ class SqliteStore(RowStore):
             INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,
                 progress_percentage, input, attempts, max_attempts, interruptions,
                 timeout_seconds, tags, unique_key, unique_until, concurrency_key, locked_by, pid,
-                start_date_time)
+                start_date_time, nominal_time)
             VALUES (:id, :name, :status, :priority, {dialect.now},
                 COALESCE(:run_at, {dialect.later(":delay")}),
                 0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :unique_key,
                 CASE WHEN :unique_seconds IS NOT NULL THEN {dialect.later(":unique_seconds")} END,
                 :concurrency_key, :node, :pid,
-                CASE WHEN :node IS NOT NULL THEN {dialect.now} END)
+                CASE WHEN :node IS NOT NULL THEN {dialect.now} END, :nominal_time)
             ON CONFLICT DO NOTHING""")
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
@@ -78,6 +78,7 @@ class SqliteStore(RowStore):
                     "unique_key": task.unique_key,
                     "unique_seconds": task.unique_seconds,
                     "concurrency_key": task.concurrency_key,
+                    "nominal_time": self.dialect.time(task.nominal_time),
                     **self._owner(task),
                 }
                 for task in tasks

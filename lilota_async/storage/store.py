@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, text
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
-from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds
+from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds, utc
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -47,6 +47,7 @@ class Dialect:
     seconds_since_seen: str
     for_update: str = "FOR UPDATE"
     for_adoption: str = "FOR UPDATE SKIP LOCKED"
+    keep_schedule: str = "ON CONFLICT (name, rhythm) DO NOTHING"
     upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
         last_seen_at = excluded.last_seen_at, names = excluded.names"""
     # The table, with a hint where the database needs one to go by the index.
@@ -384,6 +385,7 @@ def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
         tags=row.tags,
         checkpoint=row.checkpoint,
         failures=row.failures,
+        nominal_time=utc(row.nominal_time),
     )
 
 
@@ -400,5 +402,6 @@ def is_plain(task: NewTask) -> bool:
 
 
 CLAIMED_COLUMNS = (
-    "id, name, attempts, input, max_attempts, timeout_seconds, tags, checkpoint, failures"
+    "id, name, attempts, input, max_attempts, timeout_seconds, tags, checkpoint, failures, "
+    "nominal_time"
 )

@@ -31,6 +31,7 @@ class NewTask:
     concurrency_key: str | None = None
     node_id: UUID | None = None
     pid: int | None = None
+    nominal_time: datetime | None = None
 
     @property
     def is_due(self) -> bool:
@@ -70,6 +71,7 @@ class ClaimedTask:
     tags: str | None
     checkpoint: str | None
     failures: str | None
+    nominal_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,4 +176,5 @@ def as_claimed(task: NewTask) -> ClaimedTask:
         tags=task.tags,
         checkpoint=None,
         failures=None,
+        nominal_time=task.nominal_time,
     )

@@ -394,3 +394,10 @@ MEMORY: dict[str, str] = {}
 
 def remembered() -> str | None:
     return MEMORY.get("word")
+
+
+def nominal_time() -> str | None:
+    """The tick that this run is for."""
+    task = current_task()
+    assert task is not None
+    return None if task.nominal_time is None else task.nominal_time.isoformat()

@@ -1,4 +1,4 @@
-"""The tables of tasks, nodes and limits."""
+"""The tables of tasks, nodes, limits and schedules."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def upgrade() -> None:
     _create_task_table()
     _create_node_table()
     _create_limit_table()
+    _create_schedule_table()
     if op.get_bind().dialect.name in ("mysql", "mariadb"):
         _create_mariadb_indexes()
     else:
@@ -29,6 +30,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything."""
+    op.drop_table("lilota_schedule")
     op.drop_table("lilota_limit")
     op.drop_table("lilota_node")
     op.drop_table("lilota_task")
@@ -51,6 +53,7 @@ def _create_task_table() -> None:
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("run_at", UtcDateTime(), nullable=False),
+        sa.Column("nominal_time", UtcDateTime(), nullable=True),
         sa.Column("start_date_time", UtcDateTime(), nullable=True),
         sa.Column("end_date_time", UtcDateTime(), nullable=True),
         sa.Column("pid", sa.BigInteger(), nullable=True),
@@ -110,6 +113,18 @@ def _create_limit_table() -> None:
         sa.Column("paused_at", UtcDateTime(), nullable=True),
         sa.Column("starts", Json(), nullable=True),
         sa.PrimaryKeyConstraint("name"),
+        if_not_exists=True,
+        **_table_options(),
+    )
+
+
+def _create_schedule_table() -> None:
+    op.create_table(
+        "lilota_schedule",
+        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("rhythm", sa.String(255), nullable=False),
+        sa.Column("handled_until", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "rhythm"),
         if_not_exists=True,
         **_table_options(),
     )
