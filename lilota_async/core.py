@@ -25,6 +25,7 @@ from lilota_async.options import (
     ScheduleOptions,
     StartMethod,
     check_choice,
+    checked_bound,
     checked_count,
     checked_priority,
     checked_size,
@@ -73,6 +74,8 @@ class Lilota(Registration):
             much since its start; None: never.
         store_timeout: How long `schedule()` waits for a database that is away.
         stop_timeout: How long `lifespan` lets tasks run on when the application stops.
+        max_pending: The most tasks that may wait, on all nodes together; `schedule()` raises
+            QueueFull then. No bound by default.
         max_payload_bytes: The largest input or output, as JSON.
         start_method: `forkserver` or `spawn`; the first on Linux, the second elsewhere.
 
@@ -106,6 +109,7 @@ class Lilota(Registration):
         recycle_growth: int | str | None = "512MiB",
         store_timeout: Duration = 30.0,
         stop_timeout: Duration = 10.0,
+        max_pending: int | None = None,
         max_payload_bytes: int = DEFAULT_LIMIT,
         start_method: StartMethod | None = None,
     ) -> None:
@@ -129,6 +133,7 @@ class Lilota(Registration):
                 None if recycle_growth is None else checked_size("recycle_growth", recycle_growth)
             ),
             store_timeout=checked_duration("store_timeout", store_timeout),
+            max_pending=checked_bound("max_pending", max_pending),
             start_method=start_method,
         )
         self._lease_seconds = self._options.lease_seconds
@@ -259,6 +264,7 @@ class Lilota(Registration):
         Raises:
             NotRunning: `start()` was not called, or `stop()` was.
             UnknownTask, InvalidInput: The task or its input is not right.
+            QueueFull: As many tasks wait as `max_pending` allows; nothing was written.
             ConfigurationError: A setting cannot work, or `session` is on another database.
             StoreUnavailable: The database did not take the row in `store_timeout`.
             ScheduleUnknown: The database went away during the commit; the id can be looked up.
@@ -298,7 +304,7 @@ class Lilota(Registration):
             if number % ROWS_PER_INSERT == 0:
                 await asyncio.sleep(0)  # the loop has others to serve
         for start in range(0, len(rows), ROWS_PER_INSERT):
-            await _insert(node, rows[start : start + ROWS_PER_INSERT], session)
+            await _insert(node, rows[start : start + ROWS_PER_INSERT], session, len(rows) - start)
         return [row.id for row in rows]
 
     def _new_task(
@@ -329,5 +335,10 @@ class Lilota(Registration):
         )
 
 
-async def _insert(node: Node, rows: list[NewTask], session: CallersSession | None) -> None:
-    await (node.insert(rows) if session is None else node.insert_with(session, rows))
+async def _insert(
+    node: Node, rows: list[NewTask], session: CallersSession | None, left: int
+) -> None:
+    if session is None:
+        await node.insert(rows, more=left - len(rows))
+    else:
+        await node.insert_with(session, rows)

@@ -9,6 +9,7 @@ The tree::
     ├── NotRunning              schedule() or stop() of what is not running
     ├── UnknownTask             schedule() of a name that nobody registered
     ├── InvalidInput            schedule() with a value that does not fit
+    ├── QueueFull               schedule() while as many wait as max_pending allows
     ├── TaskNotFound            no row has this id
     ├── TaskIsRunning           delete_task_by_id() of a running task
     ├── TaskFailed              result() of a task that failed
@@ -93,6 +94,25 @@ class InvalidInput(LilotaError, ValueError):
         self.field = field
         self.reason = reason
         super().__init__(f"The input of task {task!r} does not fit at {field}: {reason}")
+
+
+class QueueFull(LilotaError, RuntimeError):
+    """As many tasks wait as `max_pending` allows; nothing was written.
+
+    `name` is the task whose bound it is, or None for the bound of all tasks; `max_pending` the
+    bound; `retry_after` an estimate, in seconds, of when there is room: until a tenth of what
+    waits has been worked off, by the throughput of the last minutes.
+    """
+
+    def __init__(self, name: str | None, max_pending: int, retry_after: float) -> None:
+        self.name = name
+        self.max_pending = max_pending
+        self.retry_after = retry_after
+        tasks = "tasks" if name is None else f"tasks of {name!r}"
+        super().__init__(
+            f"There is no room among the {max_pending} {tasks} that may wait; schedule again in "
+            f"about {retry_after:.0f} s, run more nodes, or raise max_pending"
+        )
 
 
 class TaskNotFound(LilotaError, LookupError):

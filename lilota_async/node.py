@@ -7,17 +7,19 @@ import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from typing import Any
 from uuid import UUID
 
 from lilota_async.engine.attempt import Slot
+from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
-from lilota_async.errors import ConfigurationError, NotRunning
+from lilota_async.errors import ConfigurationError, NotRunning, QueueFull
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
 from lilota_async.execution.processes import ProcessPool, Recycling
@@ -29,8 +31,9 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.enlistment import CallersSession, Enlistment
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
+from lilota_async.storage.stats import read_throughput
 from lilota_async.storage.stores import create_store
-from lilota_async.storage.transitions import NewTask, NodeRecord, as_claimed
+from lilota_async.storage.transitions import BoundedInsert, NewTask, NodeRecord, as_claimed
 from lilota_async.storage.writer import Writer
 
 # The fork server imports them once for all task processes, which load the same modules as the
@@ -79,6 +82,9 @@ class Node:
             self.id, self.dispatcher, self.writer, self.store, self._is_notified
         )
         self._periodic = PeriodicTasks(registry, self.writer, self.store, self.dispatcher.wake)
+        self._backlog = Backlog(
+            options.max_pending, registry, self.writer, partial(read_throughput, database)
+        )
         self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.wake)
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
@@ -144,13 +150,25 @@ class Node:
                 "start it in each worker process, as in the lifespan of the application"
             )
 
-    async def insert(self, tasks: list[NewTask]) -> None:
-        """Commit new rows, and have them run."""
+    async def insert(self, tasks: list[NewTask], more: int = 0) -> None:
+        """Commit new rows of one name, and have them run; QueueFull when there is no room.
+
+        `more` rows are to follow, for which there must be room as well.
+        """
+        bounds = self._backlog.bounds_of(tasks[0].name)
+        written = True  # a caller that was cancelled may have a row all the same
         with self._insertion():
             try:
-                await self.writer.insert(tasks)
+                if bounds:
+                    await self._backlog.insert(tasks, bounds, more)
+                else:
+                    await self.writer.insert(tasks)
+            except QueueFull:
+                written = False
+                raise
             finally:
-                self.dispatcher.wake()  # a caller that was cancelled may have a row all the same
+                if written:
+                    self.dispatcher.wake()
 
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
@@ -163,6 +181,13 @@ class Node:
 
     async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
         """Write new rows in a transaction of the application's; they run once it commits."""
+        bounds = self._backlog.bounds_of(tasks[0].name)
+        if bounds:
+            # Not under the lock, which would last as long as the application's transaction.
+            wanted = BoundedInsert(tasks=tasks, bounds=bounds)
+            full = await queries.find_full_bound(self._database, wanted)
+            if full is not None:
+                raise await self._backlog.error(full)
         with self._insertion():
             await self._enlistment.insert(session, tasks)
 

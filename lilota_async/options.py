@@ -34,6 +34,13 @@ def checked_count(name: str, value: object) -> int:
     return value
 
 
+def checked_bound(name: str, value: int | None) -> int | None:
+    """A whole number from 1 on, or None for no bound; ConfigurationError otherwise."""
+    if value is not None and checked_count(name, value) == 0:
+        raise ConfigurationError(f"{name} must be 1 or more, or None for no bound, not 0")
+    return value
+
+
 def checked_size(name: str, value: object) -> int:
     """A size in bytes, of a number or a text such as "512MiB" or "1.5 GB"."""
     found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -86,6 +93,7 @@ class RegisterOptions(TypedDict, total=False):
     timezone: str | None
     every: Duration | None
     catch_up: CatchUp
+    max_pending: int | None
 
 
 class ScheduleOptions(TypedDict, total=False):
@@ -113,4 +121,5 @@ class NodeOptions:
     recycle_after: int
     recycle_growth_bytes: int | None
     store_timeout: float
+    max_pending: int | None
     start_method: StartMethod | None

@@ -13,6 +13,7 @@ from lilota_async.options import (
     OnInterrupt,
     RegisterOptions,
     check_choice,
+    checked_bound,
     checked_count,
     checked_priority,
     checked_size,
@@ -55,6 +56,7 @@ class Registration(Tasks):
         timezone: str | None = None,
         every: Duration | None = None,
         catch_up: CatchUp = "one",
+        max_pending: int | None = None,
     ) -> Any:
         """Make a function a task; it is returned as it is.
 
@@ -74,7 +76,8 @@ class Registration(Tasks):
                 or as "512MiB"; beyond it they are killed. Only with `executor="process"`.
             on_interrupt: What follows when the application dies during an attempt: `requeue`
                 runs the task again, up to `max_interruptions` times; `fail` fails it.
-
+            max_pending: The most tasks of this name that may wait, on all nodes together;
+                `schedule()` raises QueueFull then. No bound by default.
             cron, timezone: Schedule it by itself, once at each tick of a cron expression such as
                 "*/5 * * * *", over all nodes; its fields mean the time of `timezone`, by default
                 UTC. Needs the extra `cron`.
@@ -102,6 +105,7 @@ class Registration(Tasks):
             on_interrupt=on_interrupt,
             max_interruptions=checked_count("max_interruptions", max_interruptions),
             periodic=read_periodic(cron, timezone, every, catch_up),
+            max_pending=checked_bound("max_pending", max_pending),
         )
 
         def decorate(function: Function) -> Function:

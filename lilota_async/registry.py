@@ -55,6 +55,7 @@ class Settings:
     on_interrupt: OnInterrupt = "requeue"
     max_interruptions: int = 3
     periodic: Periodic | None = None
+    max_pending: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.retry, Retry):

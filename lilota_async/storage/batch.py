@@ -10,7 +10,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lilota_async.errors import LilotaError
+from lilota_async.storage.backlog import insert_bounded
 from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import NewTask
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,16 +26,18 @@ _POISONOUS_LOSSES = 6
 class Kind(enum.IntEnum):
     """The kinds of operations, in the order in which a flush applies them.
 
-    A report comes before the end of its attempt, which fences it off, and a claim after
+    What takes the lock of the backlog comes first, so that nothing is held while it waits. A
+    report comes before the end of its attempt, which fences it off, and a claim after
     everything that may free a slot or bring a task.
     """
 
-    INSERT = 0
-    REPORT = 1
-    FINISH = 2
-    REQUEUE = 3
-    EXECUTE = 4
-    CLAIM = 5
+    ADMIT = 0
+    INSERT = 1
+    REPORT = 2
+    FINISH = 3
+    REQUEUE = 4
+    EXECUTE = 5
+    CLAIM = 6
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -53,6 +57,14 @@ class Operation:
     losses: int = 0
     sent: bool = False
     in_doubt: bool = False
+
+    @property
+    def new_tasks(self) -> Sequence[NewTask]:
+        """The rows that it would add."""
+        if self.kind is Kind.ADMIT:
+            tasks: Sequence[NewTask] = self.value.tasks
+            return tasks
+        return self.value if self.kind is Kind.INSERT else ()
 
     @property
     def ends_attempt(self) -> bool:
@@ -82,8 +94,9 @@ class Operation:
 
 def payload_size(kind: Kind, value: Any) -> int:
     """About how many characters the operation sends."""
-    if kind is Kind.INSERT:
-        return sum(len(task.input or "") + len(task.tags or "") for task in value)
+    if kind in (Kind.INSERT, Kind.ADMIT):
+        tasks = value if kind is Kind.INSERT else value.tasks
+        return sum(len(task.input or "") + len(task.tags or "") for task in tasks)
     if kind is Kind.REPORT:
         return len(value.checkpoint or "")
     if kind in (Kind.FINISH, Kind.REQUEUE):
@@ -115,6 +128,8 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
     for kind, group in groupby(batch, key=lambda operation: operation.kind):
         values = [operation.value for operation in group]
         match kind:
+            case Kind.ADMIT:
+                outcomes += await insert_bounded(store, c, values)
             case Kind.INSERT:
                 await store.insert(c, [task for tasks in values for task in tasks])
                 outcomes += [None] * len(values)

@@ -42,7 +42,10 @@ class MariadbDialect(RowDialect):
         "ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), names = VALUES(names)"
     )
     for_claim = "FOR UPDATE SKIP LOCKED"
+    # A row that is always there: GET_LOCK() would have to be given back after the COMMIT.
+    lock_backlog = "SELECT version_num FROM lilota_alembic_version FOR UPDATE"
     pending_table = "lilota_task FORCE INDEX (ix_lilota_task_pending)"
+    pending_name_table = "lilota_task FORCE INDEX (ix_lilota_task_pending_name)"
     running_table = "lilota_task FORCE INDEX (ix_lilota_task_running)"
     ended_table = "lilota_task FORCE INDEX (ix_lilota_task_ended)"
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CHANNEL = "lilota"
 LOOK = " look"
 """After the origin of a notification: more than a claim is needed to see what is new."""
+_BACKLOG_KEY = 0x6C696C6F7462  # the key of the migrations is one less
 _NOW = "statement_timestamp()"
 # By primary key, one row each. Owner and status are written so that no index fits them: through
 # the one of running rows, each row of the batch would be looked for among all that run.
@@ -196,6 +197,7 @@ class PostgresqlDialect(Dialect):
     """PostgreSQL's own uuid and timestamptz."""
 
     now = _NOW
+    lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
     def key(self, value: UUID) -> Any:

@@ -12,9 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from lilota_async.errors import StoreUnavailable
 from lilota_async.models.tables import Task
 from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.backlog import find_full
 from lilota_async.storage.database import Database
 from lilota_async.storage.failures import is_disconnect
+from lilota_async.storage.reading import reading
 from lilota_async.storage.stores import create_store
+from lilota_async.storage.transitions import Bound, BoundedInsert
 
 # Each page is decoded in one go, so that its size bounds how long the event loop stands still.
 _PAGE_ROWS = 250
@@ -54,6 +57,16 @@ async def get_tasks(
 async def delete_task(database: Database, task_id: UUID) -> bool:
     """Delete a task that does not run; False when there is none. Raises TaskIsRunning."""
     return await database.undisturbed(_delete(database, task_id))
+
+
+async def find_full_bound(database: Database, insert: BoundedInsert) -> Bound | None:
+    """The bound that leaves no room for the rows, or None."""
+
+    async def find() -> Bound | None:
+        async with reading(database) as connection:
+            return await find_full(create_store(database).dialect, connection, insert)
+
+    return await database.undisturbed(find())
 
 
 async def get_states(

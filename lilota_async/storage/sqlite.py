@@ -30,6 +30,7 @@ class SqliteDialect(RowDialect):
     for_adoption = ""
     for_claim = ""
     pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
+    pending_name_table = "lilota_task INDEXED BY ix_lilota_task_pending_name"
     running_table = "lilota_task INDEXED BY ix_lilota_task_running"
     ended_table = "lilota_task INDEXED BY ix_lilota_task_ended"
 

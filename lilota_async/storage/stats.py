@@ -5,8 +5,7 @@ the latest of each name. On no database does it go through finished rows.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -16,7 +15,8 @@ from sqlalchemy import text
 
 from lilota_async.models.stats import NameStats, NodeStats, Stats
 from lilota_async.models.types import TaskIdType, UtcDateTime
-from lilota_async.storage.database import Database, transaction
+from lilota_async.storage.database import Database
+from lilota_async.storage.reading import reading
 from lilota_async.storage.stores import create_store
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def read_throughput(database: Database, names: Sequence[str]) -> float:
     """How many tasks of these names have lately finished per second."""
 
     async def read() -> float:
-        async with _reading(database) as c:
+        async with reading(database) as c:
             reader = _Reader(c, create_store(database).dialect)
             return sum([(await reader.ended(name)).throughput for name in names])
 
@@ -48,41 +48,26 @@ async def read_throughput(database: Database, names: Sequence[str]) -> float:
 
 
 async def _read(database: Database, names: set[str], lease_seconds: float) -> Stats:
-    try:
-        async with _reading(database) as c:
-            reader = _Reader(c, create_store(database).dialect)
-            nodes = await reader.nodes(lease_seconds)
-            live = [node for node in nodes if node.is_live]
-            claimable = {name for node in live for name in node.names}
-            waiting = await reader.waiting()
-            running = await reader.running()
-            names |= {*claimable, *waiting, *running, *await reader.names()}
-            named = {}
-            for name in sorted(names):
-                slots = sum(node.slots for node in live if name in node.names)
-                named[name] = _name_stats(
-                    name,
-                    waiting.get(name, _NOTHING_WAITS),
-                    running.get(name, 0),
-                    await reader.ended(name),
-                    slots,
-                )
-            unclaimable = sorted(set(waiting) - claimable)
-            return Stats(names=named, nodes=tuple(nodes), unclaimable=tuple(unclaimable))
-    except Exception as error:
-        raise database.translate(error) from error
-
-
-@asynccontextmanager
-async def _reading(database: Database) -> AsyncIterator[AsyncConnection]:
-    async with database.connect() as c:
-        if database.dialect == "postgresql":
-            # The statistics of the table may be of a time when most rows were pending.
-            async with transaction(c):
-                await c.exec_driver_sql("SET LOCAL enable_seqscan = off")
-                yield c
-        else:
-            yield c
+    async with reading(database) as c:
+        reader = _Reader(c, create_store(database).dialect)
+        nodes = await reader.nodes(lease_seconds)
+        live = [node for node in nodes if node.is_live]
+        claimable = {name for node in live for name in node.names}
+        waiting = await reader.waiting()
+        running = await reader.running()
+        names |= {*claimable, *waiting, *running, *await reader.names()}
+        named = {}
+        for name in sorted(names):
+            slots = sum(node.slots for node in live if name in node.names)
+            named[name] = _name_stats(
+                name,
+                waiting.get(name, _NOTHING_WAITS),
+                running.get(name, 0),
+                await reader.ended(name),
+                slots,
+            )
+    unclaimable = sorted(set(waiting) - claimable)
+    return Stats(names=named, nodes=tuple(nodes), unclaimable=tuple(unclaimable))
 
 
 class _Waiting(msgspec.Struct, frozen=True):

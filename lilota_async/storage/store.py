@@ -50,8 +50,11 @@ class Dialect:
     keep_schedule: str = "ON CONFLICT (name, rhythm) DO NOTHING"
     upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
         last_seen_at = excluded.last_seen_at, names = excluded.names"""
+    lock_backlog: str | None = None
+    """Lets one transaction at a time count what waits and add to it, until its end."""
     # The table, with a hint where the database needs one to go by the index.
     pending_table: str = "lilota_task"
+    pending_name_table: str = "lilota_task"
     running_table: str = "lilota_task"
     ended_table: str = "lilota_task"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -37,6 +38,28 @@ class NewTask:
     def is_due(self) -> bool:
         """Whether it may run as soon as it is there, by all that is known here."""
         return self.run_at is None and not self.delay_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The most tasks of a name that may wait; without a name, of all."""
+
+    name: str | None
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundedInsert:
+    """Rows to insert, all or none, if there is room for them and for `more` to follow."""
+
+    tasks: Sequence[NewTask]
+    bounds: tuple[Bound, ...]
+    more: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How much room it needs."""
+        return len(self.tasks) + self.more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

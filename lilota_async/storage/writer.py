@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import anyio
 
 from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUnavailable
+from lilota_async.models.values import TaskId
 from lilota_async.storage.batch import Kind, Operation, apply, payload_size, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import (
+    Bound,
+    BoundedInsert,
     Claim,
     ClaimedTask,
     Finish,
@@ -135,6 +138,14 @@ class Writer:
         """
         if tasks:
             await self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
+
+    async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
+        """Commit the rows, all or none, or return the bound that leaves no room for them.
+
+        Otherwise returns what the store returns for them. Raises what `insert()` does.
+        """
+        operation = self._submit(Kind.ADMIT, insert, rows=len(insert.tasks), timed=True)
+        return cast("Bound | set[TaskId[Any]]", await operation)
 
     async def claim(self, claim: Claim) -> list[ClaimedTask]:
         """Make due tasks running; StoreUnavailable at once while the database is away."""
@@ -271,7 +282,7 @@ class Writer:
         return (
             self._store.one_statement_batches
             and first is last
-            and first is not Kind.EXECUTE
+            and first not in (Kind.ADMIT, Kind.EXECUTE)
             and (first is not Kind.CLAIM or len(batch) == 1)
         )
 
@@ -326,8 +337,8 @@ class Writer:
         self._queue[:] = [operation for operation in self._queue if not operation.is_abandoned]
 
     def _unwritten(self, operation: Operation) -> Exception:
-        if operation.kind is Kind.INSERT and (operation.sent or operation.in_doubt):
-            return ScheduleUnknown(tuple(task.id for task in operation.value))
+        if operation.new_tasks and (operation.sent or operation.in_doubt):
+            return ScheduleUnknown(tuple(task.id for task in operation.new_tasks))
         return StoreUnavailable(
             f"The database {self._database.name} did not take the write in time; "
             "check that it is up and that its URL is right"
