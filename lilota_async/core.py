@@ -147,6 +147,11 @@ class Lilota(Registration):
         return self._options.processes
 
     @property
+    def max_payload_bytes(self) -> int:
+        """The largest input or output, as JSON."""
+        return self._limit
+
+    @property
     def is_running(self) -> bool:
         """Whether tasks can be scheduled."""
         return self._node is not None and self._node.is_accepting

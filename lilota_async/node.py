@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -19,11 +20,11 @@ from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
-from lilota_async.errors import ConfigurationError, NotRunning, QueueFull
+from lilota_async.errors import ConfigurationError, NotRunning, QueueFull, StoreError
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
 from lilota_async.execution.processes import ProcessPool, Recycling
-from lilota_async.models.values import TaskId
+from lilota_async.models.values import Health, TaskId
 from lilota_async.options import NodeOptions
 from lilota_async.registry import Registry
 from lilota_async.storage import queries
@@ -149,6 +150,21 @@ class Node:
                 "lilota was started before this process was forked and cannot be shared with it; "
                 "start it in each worker process, as in the lifespan of the application"
             )
+
+    async def health(self, timeout: float) -> Health:
+        """What can be known of this node within `timeout` seconds."""
+        answered = False
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(timeout):
+                await queries.get_states(self._database, [self.id])
+                answered = True
+        processes = self._pools.get("process")
+        return Health(
+            running=self._accepting,
+            database=answered,
+            cells=processes is None or processes.is_healthy,
+            lease=self._recovery.holds_lease,
+        )
 
     async def insert(self, tasks: list[NewTask], more: int = 0) -> None:
         """Commit new rows of one name, and have them run; QueueFull when there is no room.

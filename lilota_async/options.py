@@ -62,6 +62,17 @@ def checked_priority(value: object) -> int:
     return value
 
 
+def checked_fields(name: str, value: object) -> bool | tuple[str, ...]:
+    """True, False or the names of fields; ConfigurationError otherwise."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        fields = tuple(value)
+        if all(isinstance(field, str) and field for field in fields):
+            return fields
+    raise ConfigurationError(f'{name} takes field names, such as ["password"], or True for all')
+
+
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ConfigurationError unless `value` is among the texts of a Literal."""
     if value not in get_args(choices):
@@ -94,6 +105,8 @@ class RegisterOptions(TypedDict, total=False):
     every: Duration | None
     catch_up: CatchUp
     max_pending: int | None
+    public: bool
+    redact: bool | Iterable[str]
 
 
 class ScheduleOptions(TypedDict, total=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
 from typing_extensions import Unpack
@@ -15,6 +15,7 @@ from lilota_async.options import (
     check_choice,
     checked_bound,
     checked_count,
+    checked_fields,
     checked_priority,
     checked_size,
 )
@@ -57,6 +58,8 @@ class Registration(Tasks):
         every: Duration | None = None,
         catch_up: CatchUp = "one",
         max_pending: int | None = None,
+        public: bool = False,
+        redact: bool | Iterable[str] = False,
     ) -> Any:
         """Make a function a task; it is returned as it is.
 
@@ -76,14 +79,17 @@ class Registration(Tasks):
                 or as "512MiB"; beyond it they are killed. Only with `executor="process"`.
             on_interrupt: What follows when the application dies during an attempt: `requeue`
                 runs the task again, up to `max_interruptions` times; `fail` fails it.
-            max_pending: The most tasks of this name that may wait, on all nodes together;
-                `schedule()` raises QueueFull then. No bound by default.
             cron, timezone: Schedule it by itself, once at each tick of a cron expression such as
                 "*/5 * * * *", over all nodes; its fields mean the time of `timezone`, by default
                 UTC. Needs the extra `cron`.
             every: Schedule it by itself, at the multiples of this time since 1970 in UTC.
             catch_up: What becomes of ticks that were missed, since no node ran: `one` runs the
                 latest of them, `all` every one, `skip` none.
+            max_pending: The most tasks of this name that may wait, on all nodes together;
+                `schedule()` raises QueueFull then. No bound by default.
+            public: Let the web router's `POST /{name}` schedule it.
+            redact: Names of fields, at any depth of the input, output and checkpoint, that no
+                web page and no answer of the router shows; True: all of them.
 
         Raises:
             AlreadyRegistered: The name is taken.
@@ -106,6 +112,8 @@ class Registration(Tasks):
             max_interruptions=checked_count("max_interruptions", max_interruptions),
             periodic=read_periodic(cron, timezone, every, catch_up),
             max_pending=checked_bound("max_pending", max_pending),
+            public=public,
+            redact=checked_fields("redact", redact),
         )
 
         def decorate(function: Function) -> Function:

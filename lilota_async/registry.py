@@ -56,6 +56,8 @@ class Settings:
     max_interruptions: int = 3
     periodic: Periodic | None = None
     max_pending: int | None = None
+    public: bool = False
+    redact: bool | tuple[str, ...] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.retry, Retry):

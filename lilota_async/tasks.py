@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from lilota_async.engine.lifecycle import Intent
+from lilota_async.engine.story import Story
 from lilota_async.errors import (
     ConfigurationError,
     NotRunning,
@@ -18,9 +19,16 @@ from lilota_async.errors import (
     TaskFailed,
     TaskNotFound,
 )
-from lilota_async.models.values import Duration, TaskEvent, TaskId, TaskStatus, checked_duration
+from lilota_async.models.values import (
+    Duration,
+    Health,
+    TaskEvent,
+    TaskId,
+    TaskStatus,
+    checked_duration,
+)
 from lilota_async.options import checked_count
-from lilota_async.registry import Registry
+from lilota_async.registry import Registry, Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -114,8 +122,32 @@ class Tasks:
 
         return await read_stats(self._database(), self._registry, self._lease_seconds)
 
-    async def watch(self, task_id: UUID) -> AsyncGenerator[TaskEvent]:
+    @property
+    def database(self) -> Database:
+        """The way to the database, for what reads more than single tasks."""
+        return self._database()
+
+    def settings_of(self, name: str) -> Settings | None:
+        """What `register()` was told about the task of this name; None when there is none here."""
+        task = self._registry.get(name)
+        return None if task is None else task.settings
+
+    async def health(self, timeout: Duration = 2.0) -> Health:
+        """Whether this node can take tasks and run them; the database has `timeout` to answer.
+
+        Example:
+            >>> assert (await lilota.health()).is_ready
+        """
+        if self._node is None:
+            return Health(running=False, database=False, cells=False, lease=False)
+        return await self._node.health(checked_duration("timeout", timeout))
+
+    async def watch(self, task_id: UUID, after: str | None = None) -> AsyncGenerator[TaskEvent]:
         """How the task is, then what happens to it on whichever node; ends with its end.
+
+        With `after`, the `position` of an event of an earlier `watch()`, only what it does not
+        say yet, log included; `after=""` begins with the log so far. Of a task on another
+        node, the log comes at its end.
 
         Raises TaskNotFound, and NotRunning when the task is not final yet.
 
@@ -124,9 +156,29 @@ class Tasks:
             ...     print(event.status, event.progress_percentage)
         """
         async with self._follow(task_id, "watch()") as (task, events):
-            yield _status_event(task)
-            async for event in events:
+            if after is None:
+                yield _status_event(task)
+                async for event in events:
+                    yield event
+                return
+            story = Story(after)
+            attempt = self._node.dispatcher.find(TaskId(task_id)) if self._node else None
+            if attempt is not None:
+                told = story.catch_up(attempt.event(), attempt.log_since)
+            else:
+                told = story.tell_row(_status_event(task), task.log)
+            for event in told:
                 yield event
+            async for event in events:
+                row = None
+                if event.status.is_final and not story.knows_log:
+                    row = await self.get_task_by_id(task_id)
+                if row is not None and row.status is event.status:
+                    told = story.tell_row(_status_event(row), row.log)
+                else:
+                    told = story.tell(event)
+                for each in told:
+                    yield each
 
     async def wait(self, task_id: UUID, timeout: Duration | None = None) -> Task:
         """Wait until the task is final, on whichever node, and return it.
@@ -282,6 +334,7 @@ def _status_event(task: Task) -> TaskEvent:
         task_id=task.id,
         status=status,
         progress_percentage=task.progress_percentage,
+        attempt=task.attempts,
     )
 
 

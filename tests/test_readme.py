@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import textwrap
 import tomllib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lilota_async import Task
-from tests.apps import ROOT, free_port, run_script, serving
+from tests.apps import ROOT, Server, free_port, run_script, serving
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -65,6 +66,13 @@ def check_output(source: str, directory: Path) -> None:
     assert [line for line in run_script(script, directory) if line in promised] == promised
 
 
+def application(source: str, directory: Path) -> AbstractContextManager[Server]:
+    """The application `app` of this source, served."""
+    (directory / "app.py").write_text(source)
+    port = free_port()
+    return serving(["-m", "uvicorn", "--port", str(port), "app:app"], directory, port)
+
+
 def test_quick_example(tmp_path: Path) -> None:
     """The quick example runs as it is printed."""
     (script,) = SCRIPTS
@@ -78,15 +86,22 @@ def test_pieces(tmp_path: Path) -> None:
 
 def test_application(tmp_path: Path) -> None:
     """The FastAPI application answers, and its task is done in the background."""
-    (source,) = APPLICATIONS
-    (tmp_path / "app.py").write_text(source)
-    port = free_port()
-    command = ["-m", "uvicorn", "--port", str(port), "app:app"]
-    with serving(command, tmp_path, port) as server:
+    source, _ = APPLICATIONS
+    with application(source, tmp_path) as server:
         answer = server.client.post("/reports", json={"title": "sales"})
         assert answer.status_code == 202
         report = server.wait_for(f"/reports/{answer.json()['id']}")
         assert report == {"status": "completed", "progress": 100, "output": "SALES"}
+
+
+def test_router(tmp_path: Path) -> None:
+    """The application with the router takes its task and gives the output."""
+    _, source = APPLICATIONS
+    with application(source, tmp_path) as server:
+        answer = server.client.post("/tasks/greet", json="Ada")
+        assert answer.status_code == 202
+        place = answer.headers["location"]
+        assert server.wait_for(f"{place}/result")["output"] == "Hello Ada"
 
 
 def test_commands() -> None:

@@ -223,7 +223,13 @@ class RunningAttempt:
             status=TaskStatus.RUNNING,
             progress_percentage=self._reports.percentage,
             log=log,
+            attempt=self.claimed.attempt.number,
+            log_end=self._log.end,
         )
+
+    def log_since(self, start: int) -> str:
+        """What was written after the first `start` characters, as far as it is kept."""
+        return self._log.since(start)
 
     def send_report(
         self, progress: int | None, checkpoint: str | None, on_sent: Callable[[], None]
@@ -302,10 +308,12 @@ class LogTail:
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._size = 0
+        self.end = 0  # of everything that was written, kept or not
 
     def add(self, text: str) -> None:
         self._pieces.append(text)
         self._size += len(text)
+        self.end += len(text)
         if self._size > 4 * LOG_LIMIT:
             self._compact()
 
@@ -313,6 +321,11 @@ class LogTail:
         """The tail as any database takes it; None when nothing was written."""
         self._compact()
         return escape_text("".join(self._pieces), LOG_LIMIT) if self._size else None
+
+    def since(self, start: int) -> str:
+        """What follows the first `start` characters, as far as it is kept."""
+        self._compact()
+        return self._pieces[0][max(0, start - (self.end - self._size)) :]
 
     def _compact(self) -> None:
         kept = "".join(self._pieces)[-LOG_LIMIT:]

@@ -104,6 +104,11 @@ class ProcessPool:
         """The cells that take calls."""
         return [cell for cell, age in self._ages.items() if cell.is_usable and not age.is_over]
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether processes come up."""
+        return bool(self._ages) or self._failures < FAILURES_BEFORE_ERROR
+
     async def start(self) -> None:
         """Bring all processes up; WorkerStartFailed when one cannot come up."""
         run_before_executors_end(_weakly(self.kill))

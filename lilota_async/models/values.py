@@ -153,6 +153,8 @@ class TaskEvent:
     """One thing that happened to a task, as `watch()` yields it.
 
     `kind` is `status`, `progress` or `log`; `log` is the text that was written, or None.
+    `attempt` counts from 1, and is 0 where another node has it and the row was not read;
+    `log_end` is how many characters the attempt had written by then.
     """
 
     kind: Literal["status", "progress", "log"]
@@ -160,6 +162,32 @@ class TaskEvent:
     status: TaskStatus
     progress_percentage: int
     log: str | None = None
+    attempt: int = 0
+    log_end: int = 0
+
+    @property
+    def position(self) -> str:
+        """Where in the task's story this is: `watch(after=position)` goes on from here."""
+        return f"{self.attempt}-{self.status}-{self.progress_percentage}-{self.log_end}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether a node can take tasks and run them, as `Lilota.health()` finds it.
+
+    `running`: it is started and not stopping. `database`: it answers. `cells`: task processes
+    come up. `lease`: it was renewed in time, so that nobody takes this node's tasks over.
+    """
+
+    running: bool
+    database: bool
+    cells: bool
+    lease: bool
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all of it holds."""
+        return self.running and self.database and self.cells and self.lease
 
 
 class TaskProgress:

@@ -27,7 +27,7 @@ _LOOKUP_SIZES = (1, 8, 64, 512)
 
 async def get_task(database: Database, task_id: UUID) -> Task | None:
     """The task with this id, or None."""
-    rows = await database.undisturbed(_read(database, select(Task).where(Task.id == task_id)))
+    rows = await read(database, select(Task).where(Task.id == task_id))
     return rows[0][0] if rows else None
 
 
@@ -46,7 +46,7 @@ async def get_tasks(
         page = listing(database.dialect, status, after).limit(size)
         if name is not None:
             page = page.where(Task.name == name)
-        rows = await database.undisturbed(_read(database, page))
+        rows = await read(database, page)
         tasks.extend(row[0] for row in rows)
         if len(rows) < size:
             break
@@ -77,12 +77,18 @@ async def get_states(
     columns = select(Task.id, Task.status, Task.progress_percentage)
     for chunk in _lookups(ids):
         statement = columns.where(Task.id.in_(chunk))
-        for task_id, status, progress in await database.undisturbed(_read(database, statement)):
+        for task_id, status, progress in await read(database, statement):
             states[task_id] = (status, progress)
     return states
 
 
-def listing(dialect: str, status: TaskStatus | None, after: UUID | None = None) -> Select[Task]:
+def listing(
+    dialect: str,
+    status: TaskStatus | None,
+    after: UUID | None = None,
+    *,
+    newest_first: bool = False,
+) -> Select[Task]:
     """Tasks in the order of their ids; of one status by an index without completed rows.
 
     The status stands in the statement as it is: of a bound value no database can know that a
@@ -92,9 +98,9 @@ def listing(dialect: str, status: TaskStatus | None, after: UUID | None = None) 
     if dialect == "sqlite" and status in (TaskStatus.PENDING, TaskStatus.RUNNING):
         # The plus keeps SQLite from going through all rows for the sake of their order.
         key = literal_column("+lilota_task.id", Task.id.type)
-    statement = select(Task).order_by(key)
+    statement = select(Task).order_by(key.desc() if newest_first else key)
     if after is not None:
-        statement = statement.where(key > after)
+        statement = statement.where(key < after if newest_first else key > after)
     if status is None:
         return statement
     literal = bindparam(None, status, type_=Task.status.type, literal_execute=True)
@@ -122,6 +128,11 @@ def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:
         chunk = list(ids[start : start + largest])
         size = next(size for size in _LOOKUP_SIZES if size >= len(chunk))
         yield chunk + [chunk[-1]] * (size - len(chunk))
+
+
+async def read(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+    """The rows of a select, to whose end it runs even when the caller is cancelled."""
+    return await database.undisturbed(_read(database, statement))
 
 
 async def _read(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:

@@ -1,0 +1,67 @@
+"""Server-sent events of one task: status, progress and log lines, to the final one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lilota_async.engine.story import Position
+from lilota_async.errors import LilotaError
+from lilota_async.integrations.payloads import Redaction, masked, of_event
+
+if TYPE_CHECKING:
+    from lilota_async.core import Lilota
+    from lilota_async.models.tables import Task
+
+HEARTBEAT_SECONDS = 15.0
+SEND_SECONDS = 60.0
+"""A client that takes nothing for so long is gone."""
+RECONNECT_MILLISECONDS = 2000
+LONGEST_ID = 100
+
+
+def task_stream(
+    lilota: Lilota, task: Task, request: Request, heartbeat: float = HEARTBEAT_SECONDS
+) -> Response:
+    """What happens to the task; from where the client has seen it, if it says where."""
+    after = request.headers.get("last-event-id", "")[:LONGEST_ID]
+    if Position.parse(after).is_final and task.status.is_final:
+        return Response(status_code=204)  # EventSource connects again until it is told this
+    return event_stream(_events(lilota, task, after), heartbeat)
+
+
+def event_stream(
+    events: AsyncIterator[ServerSentEvent], heartbeat: float = HEARTBEAT_SECONDS
+) -> Response:
+    """The events as a response; it ends with the client, with the server, or with them."""
+    return EventSourceResponse(
+        events, ping=heartbeat, ping_message_factory=_heartbeat, sep="\n", send_timeout=SEND_SECONDS
+    )
+
+
+async def _events(lilota: Lilota, task: Task, after: str) -> AsyncIterator[ServerSentEvent]:
+    secrets = Redaction(lilota.settings_of(task.name)).secrets_of(task)
+    yield ServerSentEvent(comment="stream", retry=RECONNECT_MILLISECONDS, sep="\n")
+    events = lilota.watch(task.id, after)
+    try:
+        async for event in events:
+            data = of_event(event)
+            if event.log is not None:
+                data = {"text": masked(event.log, secrets)}
+            yield ServerSentEvent(
+                msgspec.json.encode(data).decode(), event=event.kind, id=event.position, sep="\n"
+            )
+    except LilotaError:
+        return  # deleted, or this node stops: the client connects again and is told
+    finally:
+        await events.aclose()
+
+
+def _heartbeat() -> ServerSentEvent:
+    return ServerSentEvent(comment="heartbeat", sep="\n")
