@@ -9,7 +9,9 @@ from pathlib import Path
 from lilota_async.execution.context import in_task_process
 
 if in_task_process():
-    Path(os.environ["SLOW_IMPORT"], "importing").write_text(str(os.getpid()))
+    beside = Path(os.environ["SLOW_IMPORT"], "importing.new")
+    beside.write_text(str(os.getpid()))
+    beside.rename(beside.with_suffix(""))  # nobody reads it half written
     while not Path(os.environ["SLOW_IMPORT"], "go").exists():
         time.sleep(0.005)
 
