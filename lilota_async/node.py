@@ -7,11 +7,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from typing import Any
 from uuid import UUID
+
+import msgspec
 
 from lilota_async.engine.attempt import Slot
 from lilota_async.engine.backlog import Backlog
@@ -20,6 +21,7 @@ from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
+from lilota_async.engine.running import RunningAttempts
 from lilota_async.errors import ConfigurationError, NotRunning, QueueFull, StoreError
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
@@ -139,6 +141,11 @@ class Node:
             await self.dispatcher.finish_running(left)
 
     @property
+    def running(self) -> RunningAttempts:
+        """The attempts that run here."""
+        return self.dispatcher.running
+
+    @property
     def is_accepting(self) -> bool:
         """Whether new tasks are taken."""
         return self._accepting
@@ -209,7 +216,7 @@ class Node:
 
     async def _insert_running(self, task: NewTask, slot: Slot) -> None:
         with self._insertion():
-            running = replace(task, node_id=self.id, pid=slot.pid)
+            running = msgspec.structs.replace(task, node_id=self.id, pid=slot.pid)
             try:
                 await self.writer.insert([running])
             except BaseException:

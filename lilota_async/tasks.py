@@ -235,11 +235,11 @@ class Tasks:
     async def _cancel(self, node: Node, task_id: TaskId[Any]) -> bool:
         before = await node.writer.execute(lambda c: node.store.request_cancel(c, task_id))
         if before is TaskStatus.PENDING:
-            node.dispatcher.tell(task_id, TaskStatus.CANCELLED)
+            node.running.tell(task_id, TaskStatus.CANCELLED)
             return True
         if before is not TaskStatus.RUNNING:
             return False
-        attempt = node.dispatcher.find(task_id)
+        attempt = node.running.find(task_id)
         if attempt is not None:
             attempt.stop(Intent.CANCEL)
             await asyncio.shield(attempt.concluded)
@@ -263,17 +263,17 @@ class Tasks:
         attempts = known.settings.retry.max_attempts if known else 1
         put_back = await node.writer.execute(lambda c: node.store.retry(c, task_id, attempts))
         if put_back:
-            node.dispatcher.tell(TaskId(task_id), TaskStatus.PENDING)
+            node.running.tell(TaskId(task_id), TaskStatus.PENDING)
             node.dispatcher.wake()
         return put_back
 
     async def _wait_for_own(self, task_id: UUID) -> None:
         """Wait while the task runs on this node, which knows without reading when it ends."""
         node, key = self._node, TaskId[Any](checked_id(task_id))
-        if node is None or node.dispatcher.find(key) is None:
+        if node is None or node.running.find(key) is None:
             return
         async with node.events.subscribe(key) as subscription:
-            attempt = node.dispatcher.find(key)
+            attempt = node.running.find(key)
             if attempt is not None:
                 subscription.begin(attempt.event())
                 async for _ in subscription:

@@ -50,12 +50,18 @@ class Slot(Protocol):
     async def retire(self) -> None: ...
 
 
+Transition = Finish | Requeue
+AttemptEnd = Transition | Unstarted | BaseException | None
+"""What follows from an attempt, or what keeps it from being known; None: others' to write."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What an attempt needs of the node: where its reports and its events go."""
+    """What an attempt needs of the node: where its reports, its events and its end go."""
 
     publish: Callable[[TaskEvent], None]
-    report: Callable[[Report], Coroutine[Any, Any, Any]]
+    report: Callable[[Report], asyncio.Future[bool]]
+    conclude: Callable[[RunningAttempt, AttemptEnd], None]
     spawn: Callable[[Coroutine[Any, Any, Any]], None]
     observe: Callable[[str, float], None]
     memory_watch: MemoryWatch
@@ -70,53 +76,85 @@ class RunningAttempt:
         self, claimed: ClaimedTask, task: RegisteredTask, slot: Slot, serial: int, hooks: Hooks
     ) -> None:
         self.claimed = claimed
-        self.intent: Intent | None = None
-        self.concluded: asyncio.Future[TaskStatus | None] = (
-            asyncio.get_running_loop().create_future()
-        )
-        self._task = task
         self.slot = slot
+        self.intent: Intent | None = None
+        self.has_ended = False
+        """Whether the task's code does not run any more."""
+        self.is_over = False
+        """Whether what follows is written, or given up."""
+        self._concluded: asyncio.Future[None] | None = None
+        self._task = task
         self._serial = serial
         self._hooks = hooks
-        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._max_memory = (
-            task.settings.max_memory_bytes if task.settings.executor == "process" else None
-        )
         self._memory: MemoryGuard | None = None
-        self._ended: asyncio.Future[Ended] | None = None
-        self._reports = Reports(self)
-        self._log = LogTail()
+        # Most tasks report and write nothing.
+        self._reports: Reports | None = None
+        self._log: LogTail | None = None
 
     def begin(self) -> None:
-        """Take the slot, now; `run` waits for the end, or raises what keeps it from beginning."""
+        """Take the slot, now; its end goes to the hook, or what keeps it from beginning."""
         try:
-            self._ended = self.slot.run(self._call(), self._on_message)
+            ended = self.slot.run(self._call(), self._on_message)
         except Exception as error:  # somebody has edited the row
-            self._ended = self._loop.create_future()
-            self._ended.set_exception(error)
+            ended = asyncio.get_running_loop().create_future()
+            ended.set_exception(error)
+        ended.add_done_callback(self._on_end)
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the task's code does not run any more."""
-        return self._ended is not None and self._ended.done()
+    def concluded(self) -> asyncio.Future[None]:
+        """To wait for: done when the attempt is over."""
+        if self._concluded is None:
+            self._concluded = asyncio.get_running_loop().create_future()
+        return self._concluded
 
-    async def run(self) -> Finish | Requeue | Unstarted | None:
-        """Run to the end; the transition to write, if it is ours to write one."""
-        assert self._ended is not None, "begin() comes first"
-        ended = await self._ended
+    def be_over(self) -> None:
+        """Nothing more is written of it: tell those who wait."""
+        self.is_over = True
+        if self._concluded is not None and not self._concluded.done():
+            self._concluded.set_result(None)
+
+    def _on_end(self, future: asyncio.Future[Ended]) -> None:
+        self.has_ended = True
+        self._release()
+        if future.cancelled():  # with everything else, at the end of asyncio.run()
+            self._hooks.conclude(self, None)
+            return
+        error = future.exception()
+        if error is not None:
+            self._hooks.conclude(self, error)
+            return
+        ended = future.result()
+        if isinstance(ended, Outcome) and ended.seconds is not None:
+            self._hooks.observe(self.claimed.name, ended.seconds)
+        succeeded = isinstance(ended, Outcome) and ended.failure is None
+        if self.intent is None or succeeded:
+            self._conclude(ended)
+        else:
+            self._hooks.spawn(self._end_process(ended))
+
+    async def _end_process(self, ended: Ended) -> None:
+        # Whatever the task has started, threads and children, ends with its process.
+        await self.slot.retire()
+        self._conclude(ended)
+
+    def _conclude(self, ended: Ended) -> None:
+        try:
+            transition = self._transition(ended)
+        except Exception as error:
+            self._hooks.conclude(self, error)
+        else:
+            self._hooks.conclude(self, transition)
+
+    def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._memory is not None:
             self._hooks.memory_watch.remove(self._memory)
-        if self._reports.close():
-            await asyncio.sleep(0)  # it is queued before the transition that fences it off
-        if isinstance(ended, Outcome) and ended.seconds is not None:
-            self._hooks.observe(self.claimed.name, ended.seconds)
-        succeeded = isinstance(ended, Outcome) and ended.failure is None
-        if self.intent is not None and not succeeded:
-            # Whatever the task has started, threads and children, ends with its process.
-            await self.slot.retire()
+        if self._reports is not None:
+            self._reports.close()
+
+    def _transition(self, ended: Ended) -> Transition | Unstarted | None:
         if isinstance(ended, Unstarted) and self.intent is None:
             return ended
         return conclude(
@@ -126,15 +164,15 @@ class RunningAttempt:
                 intent=self.intent,
                 retry=self._task.settings.retry,
                 progress_is_manual=self._hooks.progress_is_manual,
-                log=self._log.text(),
-                limit=self._limit(),
+                log=None if self._log is None else self._log.text(),
+                limit="" if self.intent is None else self._limit(),
                 peak_memory_bytes=self._memory.peak_bytes if self._memory else None,
             )
         )
 
     def stop(self, intent: Intent) -> None:
         """Interrupt the task's code, and kill it after the grace period."""
-        if self.intent is not None or self.concluded.done():
+        if self.intent is not None or self.is_over:
             return
         self.intent = intent
         # Another node may be running it already, or there is no time for a farewell.
@@ -151,7 +189,7 @@ class RunningAttempt:
     def _arm(self, after: float, action: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(after, action)
+        self._timer = asyncio.get_running_loop().call_later(after, action)
 
     def _call(self) -> Call:
         claimed = self.claimed
@@ -174,10 +212,10 @@ class RunningAttempt:
         elif isinstance(message, LogRecord):
             self._on_record(message)
         elif isinstance(message, Progress):
-            self._reports.progress(message.percentage)
+            self._reporting().progress(message.percentage)
             self.publish("progress")
         elif isinstance(message, Checkpoint):
-            self._reports.checkpoint(bytes(message.state).decode())
+            self._reporting().checkpoint(bytes(message.state).decode())
         elif isinstance(message, Started):
             self._on_start()
 
@@ -194,6 +232,8 @@ class RunningAttempt:
             )
 
     def _on_text(self, text: str) -> None:
+        if self._log is None:
+            self._log = LogTail()
         self._log.add(text)
         self.publish("log", text)
 
@@ -221,7 +261,7 @@ class RunningAttempt:
             kind=kind,
             task_id=self.claimed.attempt.id,
             status=TaskStatus.RUNNING,
-            progress_percentage=self._reports.percentage,
+            progress_percentage=0 if self._reports is None else self._reports.percentage,
             log=log,
             attempt=self.claimed.attempt.number,
             log_end=self._log.end,
@@ -232,16 +272,24 @@ class RunningAttempt:
         return self._log.since(start)
 
     def send_report(
-        self, progress: int | None, checkpoint: str | None, on_sent: Callable[[], None]
+        self,
+        progress: int | None,
+        checkpoint: str | None,
+        on_sent: Callable[[asyncio.Future[bool]], None],
     ) -> None:
         """Have the row follow."""
         report = Report(attempt=self.claimed.attempt, progress=progress, checkpoint=checkpoint)
+        self._hooks.report(report).add_done_callback(on_sent)
 
-        async def send() -> None:
-            await self._hooks.report(report)
-            on_sent()
+    @property
+    def _max_memory(self) -> int | None:
+        settings = self._task.settings
+        return settings.max_memory_bytes if settings.executor == "process" else None
 
-        self._hooks.spawn(send())
+    def _reporting(self) -> Reports:
+        if self._reports is None:
+            self._reports = Reports(self)
+        return self._reports
 
     def _limit(self) -> str:
         if self.intent is Intent.MEMORY and self._max_memory is not None:
@@ -274,14 +322,13 @@ class Reports:
         self._checkpoint = state
         self._schedule()
 
-    def close(self) -> bool:
-        """No more timers; a checkpoint that waits is written all the same. Whether any was sent."""
+    def close(self) -> None:
+        """No more timers; a checkpoint that waits is written all the same."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if self._checkpoint is not None:
             self._send()
-        return self._last_sent > float("-inf")
 
     def _schedule(self) -> None:
         if self._timer is None and not self._is_sending and not self._closed:
@@ -296,7 +343,9 @@ class Reports:
         checkpoint, self._checkpoint = self._checkpoint, None
         self._attempt.send_report(progress, checkpoint, self._on_sent)
 
-    def _on_sent(self) -> None:
+    def _on_sent(self, sent: asyncio.Future[bool]) -> None:
+        if not sent.cancelled():
+            sent.exception()  # the writer says when the database is away, once
         self._is_sending = False
         if self._progress is not None or self._checkpoint is not None:
             self._schedule()

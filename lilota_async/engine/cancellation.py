@@ -57,7 +57,7 @@ class CancelRequests:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause)
             self._wake.clear()
-            if not self._dispatcher.is_running_anything:
+            if not self._dispatcher.running:
                 continue
             try:
                 await self._stop_wanted()
@@ -69,6 +69,6 @@ class CancelRequests:
     async def _stop_wanted(self) -> None:
         wanted = await self._writer.execute(lambda c: self._store.cancel_requests(c, self._node_id))
         for each in wanted:
-            attempt = self._dispatcher.find(each.id)
+            attempt = self._dispatcher.running.find(each.id)
             if attempt is not None and attempt.claimed.attempt == each:
                 attempt.stop(Intent.CANCEL)

@@ -1,37 +1,30 @@
-"""Claims what is due for the slots that are free, and sees each attempt to its end."""
+"""Claims what is due for the slots that are free."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from lilota_async.engine.attempt import Hooks, RunningAttempt, Slot
+from lilota_async.engine.attempt import Slot
 from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.events import Events
-from lilota_async.engine.lifecycle import Intent, unrunnable
-from lilota_async.errors import LilotaError, StoreError, StoreUnavailable
-from lilota_async.execution.cells import Unstarted
-from lilota_async.execution.memory_watch import MemoryWatch
-from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
+from lilota_async.engine.lifecycle import Intent
+from lilota_async.engine.running import CLOCK_GRAIN_SECONDS, LOOK_SECONDS, RunningAttempts
+from lilota_async.errors import StoreError
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Claim, ClaimedTask, Finish, Report, Requeue
+from lilota_async.storage.transitions import Claim, ClaimedTask
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
-CLOCK_GRAIN_SECONDS = 0.002
 NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
 RETRY_SECONDS = 0.5  # after a claim that failed
-LOOK_SECONDS = 1.0  # while waiting for the end, whether the database is there
-UNSTARTED_LIMIT = 3
 logger = logging.getLogger("lilota_async")
 
 
@@ -68,31 +61,28 @@ class Dispatcher:
         self._registry = registry
         self._writer = writer
         self._store = store
-        self._events = events
         self._pools = pools
-        self._serials = itertools.count(1)
         self._wake = asyncio.Event()
         self._may_be_more = True
         self._looks_ahead = True
         self._claim_in_doubt = False
         self._bursts = Bursts()
-        self._running: dict[TaskId[Any], RunningAttempt] = {}
         self._reserved: set[Slot] = set()
         self._offered: set[Slot] = set()  # to the claim under way
-        self._unstarted: Counter[TaskId[Any]] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._loop_task: asyncio.Task[None] | None = None
         self._halting = False
         self._claim_before: datetime | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._hooks = Hooks(
-            publish=events.publish,
-            report=self._report,
-            spawn=self._spawn,
-            observe=self._bursts.observe,
-            memory_watch=MemoryWatch(),
+        self.running = RunningAttempts(
+            registry,
+            writer,
+            events,
             progress_is_manual=settings.progress_is_manual,
             grace_seconds=settings.grace_seconds,
+            observe=self._bursts.observe,
+            on_end=self.on_slot_free,
+            on_over=self._on_over,
+            wake=self.wake,
         )
 
     def start(self) -> None:
@@ -109,9 +99,9 @@ class Dispatcher:
         if self._may_be_more or self._drained is not None:
             self._wake.set()
 
-    @property
-    def is_running_anything(self) -> bool:
-        return bool(self._running)
+    def _on_over(self) -> None:
+        if self._drained is not None:
+            self._wake.set()
 
     def reserve(self, name: str) -> Slot | None:
         """A free slot for a task that is about to be inserted, if nothing waits before it."""
@@ -129,7 +119,7 @@ class Dispatcher:
     def begin_reserved(self, claimed: ClaimedTask, slot: Slot) -> None:
         """The task was inserted as running in the slot."""
         self._reserved.discard(slot)
-        self._begin(claimed, slot)
+        self.running.begin(claimed, slot)
         if self._claim_in_doubt:
             self.wake()
 
@@ -138,10 +128,6 @@ class Dispatcher:
         self._reserved.discard(slot)
         self._claim_in_doubt = True
         self.wake()
-
-    def find(self, task_id: TaskId[Any]) -> RunningAttempt | None:
-        """The attempt of this task that runs here."""
-        return self._running.get(task_id)
 
     async def drain(self, timeout: float | None) -> None:
         """Go on until nothing is due that was there when this began, and nothing runs.
@@ -171,27 +157,13 @@ class Dispatcher:
         What a database that stays away keeps from being written is given up; then other nodes
         take it over.
         """
-        await self._wait_for_tasks(timeout)
-        for attempt in list(self._running.values()):
-            attempt.stop(Intent.STOP)
-        await self._wait_for_tasks(None)
-
-    async def _wait_for_tasks(self, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        end = float("inf") if timeout is None else loop.time() + timeout
-        while self._tasks and not self._waits_in_vain() and loop.time() < end:
-            pause = min(LOOK_SECONDS, end - loop.time())
-            await asyncio.wait(list(self._tasks), timeout=pause)
-
-    def _waits_in_vain(self) -> bool:
-        """Whether only writes are left, and the database stays away."""
-        ended = all(attempt.has_ended for attempt in self._running.values())
-        return ended and self._writer.has_given_up
+        await self.running.wait(timeout)
+        self.running.stop(Intent.STOP)
+        await self.running.wait(None)
 
     def abandon(self) -> None:
         """Others own what runs here: end it and write nothing."""
-        for attempt in list(self._running.values()):
-            attempt.stop(Intent.LEASE_LOST)
+        self.running.stop(Intent.LEASE_LOST)
 
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -217,7 +189,7 @@ class Dispatcher:
                 self._claim_in_doubt = True
                 loop.call_later(RETRY_SECONDS, self.wake)
                 continue
-            nothing_left = all(emptied) and not self._running and not self._wake.is_set()
+            nothing_left = all(emptied) and not self.running and not self._wake.is_set()
             if nothing_left and self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
 
@@ -246,7 +218,7 @@ class Dispatcher:
             # Read at the time of the write: what runs by then is known.
             if self._reserved:
                 return False  # what is being inserted as running is not known yet
-            await self._store.release_unknown(c, self._settings.node_id, list(self._running))
+            await self._store.release_unknown(c, self._settings.node_id, self.running.ids())
             return True
 
         self._claim_in_doubt = not await self._writer.execute(release)
@@ -281,91 +253,14 @@ class Dispatcher:
             [(slot, task.name, task) for slot, task in zip(places, claimed, strict=False)]
         )
         for slot, task in run:
-            self._begin(task, slot)
+            self.running.begin(task, slot)
         for task in back:
-            self._spawn(self._record(Requeue(attempt=task.attempt, counted=False)))
+            self.running.put_back(task)
         return not claimed
 
     def _slow_slots(self) -> set[Slot]:
         """Those that run something that nothing should wait behind."""
-        running = self._running.values()
-        return {each.slot for each in running if not self._bursts.is_short(each.claimed.name)}
-
-    def _begin(self, claimed: ClaimedTask, slot: Slot) -> None:
-        task = self._registry[claimed.name]
-        attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
-        self._running[claimed.attempt.id] = attempt
-        attempt.begin()
-        attempt.publish("status")
-        self._spawn(self._see_through(attempt))
-
-    async def _see_through(self, attempt: RunningAttempt) -> None:
-        task_id = attempt.claimed.attempt.id
-        status: TaskStatus | None = None
-        try:
-            transition = await attempt.run()
-            self.on_slot_free()  # the next claim shares the flush of this transition
-            if isinstance(transition, Unstarted):
-                transition = self._put_back(attempt.claimed)
-            status = await self._conclude(attempt, transition)
-        except StoreUnavailable:
-            pass  # this node ended without the database, and says so: the row is taken over
-        except Exception as error:
-            # A row that somebody has edited, or a result that the database refuses.
-            with contextlib.suppress(LilotaError):
-                status = await self._conclude(attempt, unrunnable(attempt.claimed, error))
-            logger.exception("Task %s could not be seen to its end: %s", task_id, status)
-        finally:
-            if status is not None and status.is_final:
-                self._unstarted.pop(task_id, None)
-            del self._running[task_id]
-            attempt.concluded.set_result(status)
-            if self._drained is not None:
-                self._wake.set()
-
-    async def _conclude(
-        self, attempt: RunningAttempt, transition: Finish | Requeue | None
-    ) -> TaskStatus | None:
-        if transition is None or not await self._record(transition):
-            return None
-        status = _status_after(transition)
-        task_id = attempt.claimed.attempt.id
-        self.tell(task_id, status, getattr(transition, "progress", None) or 0)
-        return status
-
-    def _put_back(self, claimed: ClaimedTask) -> Requeue:
-        """The process died before it came to the task."""
-        task_id = claimed.attempt.id
-        self._unstarted[task_id] += 1
-        # A task that ends every process before it begins must not do so for ever.
-        counted = self._unstarted[task_id] >= UNSTARTED_LIMIT
-        if counted:
-            del self._unstarted[task_id]
-        return Requeue(attempt=claimed.attempt, counted=counted)
-
-    async def _record(self, transition: Finish | Requeue) -> bool:
-        if isinstance(transition, Finish):
-            return await self._writer.finish(transition)
-        was_ours = await self._writer.requeue(transition)
-        # The database's clock began to count before this one does; it may count coarsely.
-        pause = transition.delay_seconds + CLOCK_GRAIN_SECONDS
-        asyncio.get_running_loop().call_later(pause, self.wake)
-        return was_ours
-
-    async def _report(self, report: Report) -> None:
-        with contextlib.suppress(StoreError):
-            await self._writer.report(report)
-
-    def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
-        """Tell those who wait for the task that it has this status now."""
-        self._events.publish(
-            TaskEvent(kind="status", task_id=task_id, status=status, progress_percentage=progress)
-        )
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        return {each.slot for each in self.running if not self._bursts.is_short(each.claimed.name)}
 
 
 def _places(slots: Sequence[Slot], depth: int, slow: set[Slot]) -> list[Slot]:
@@ -376,7 +271,3 @@ def _places(slots: Sequence[Slot], depth: int, slow: set[Slot]) -> list[Slot]:
     most = depth // 2
     open_slots = [s for s in slots if not s.load or (s.load <= most and s not in slow)]
     return open_slots * depth
-
-
-def _status_after(transition: Finish | Requeue) -> TaskStatus:
-    return transition.status if isinstance(transition, Finish) else TaskStatus.PENDING

@@ -18,7 +18,6 @@ A failure is retried while attempts are left and the task's Retry names it.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -48,8 +47,7 @@ class Intent(StrEnum):
     LEASE_LOST = "lease_lost"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known when an attempt is over."""
 
     claimed: ClaimedTask
@@ -62,8 +60,7 @@ class End:
     peak_memory_bytes: int | None = None  # of all its processes, where that was watched
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why an attempt failed, and what the retry policy looks at."""
 
     exception: dict[str, Any]
@@ -122,7 +119,7 @@ def after_interruption(lost: LostTask, settings: Settings) -> Finish | Requeue:
     return Finish(attempt=lost.attempt, status=TaskStatus.FAILED, exception=_encode(exception))
 
 
-def unrunnable(claimed: ClaimedTask, error: Exception) -> Finish:
+def unrunnable(claimed: ClaimedTask, error: BaseException) -> Finish:
     """The end of an attempt that cannot be run or whose end cannot be written, and why."""
     failure = describe(error, kind="error")
     return Finish(attempt=claimed.attempt, status=TaskStatus.FAILED, exception=_encode(failure))

@@ -13,9 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Literal
+
+import msgspec
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
@@ -41,8 +42,7 @@ OOM_CHECK_SECONDS = 1.0
 logger = logging.getLogger("lilota_async")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crash:
+class Crash(msgspec.Struct, frozen=True, kw_only=True):
     """The process ended while it ran the attempt; what it used, as far as that is known.
 
     `out_of_memory`: the kernel has killed for want of memory meanwhile, most likely this one.
@@ -58,8 +58,7 @@ class Crash:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Unstarted:
+class Unstarted(msgspec.Struct, frozen=True):
     """The attempt's code was never begun, which costs the task nothing."""
 
 
@@ -70,8 +69,7 @@ class EndedSilently(WorkerStartFailed):
     """Nothing is known of why, as when the main script cannot be imported."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True, eq=False):
     """A call that a cell has, who hears of it, and who waits for its end."""
 
     call: Call

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,8 +24,7 @@ class ProtocolError(Exception):
     """The task process wrote something else than frames of messages."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to run; crosses to the task process inside the executor's own queue.
 
     `definition` is the pickled `registry.Definition`: made from the registration in this

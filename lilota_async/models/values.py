@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, Literal, Protocol, TypeAlias, runtime_checkable
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
+import msgspec
 from typing_extensions import TypeVar
 
 from lilota_async.errors import ConfigurationError
@@ -55,11 +56,15 @@ class TaskId(UUID, Generic[Output]):
 
     def __init__(self, value: str | UUID | None = None) -> None:
         if value is None:
-            super().__init__(int=_new_uuid7())
+            number = _new_uuid7()
         elif isinstance(value, UUID):
-            super().__init__(int=value.int)
+            number = value.int
         else:
             super().__init__(value)
+            return
+        # What UUID(int=...) does, without its checks: each task is worth three ids.
+        object.__setattr__(self, "int", number)
+        object.__setattr__(self, "is_safe", SafeUUID.unknown)
 
     def __setattr__(self, name: object, value: object) -> None:  # type: ignore[override]
         if name != "__orig_class__":  # what typing sets after TaskId[Output](...)
@@ -148,8 +153,7 @@ class Retry:
                 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEvent:
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a task, as `watch()` yields it.
 
     `kind` is `status`, `progress` or `log`; `log` is the text that was written, or None.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 from asyncio import Future
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from lilota_async.errors import LilotaError
 from lilota_async.storage.backlog import insert_bounded
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import Finish, NewTask, Requeue
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -40,8 +41,7 @@ class Kind(enum.IntEnum):
     CLAIM = 6
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Operation:
+class Operation(msgspec.Struct, kw_only=True, eq=False):
     """One call that waits for its commit, or for its `deadline` on the clock of the loop.
 
     It is `sent` while a flush with it is under way, and `in_doubt` after the answer of its
@@ -99,10 +99,13 @@ def payload_size(kind: Kind, value: Any) -> int:
         return sum(len(task.input or "") + len(task.tags or "") for task in tasks)
     if kind is Kind.REPORT:
         return len(value.checkpoint or "")
-    if kind in (Kind.FINISH, Kind.REQUEUE):
-        texts = (value.exception, value.failures, value.cost.log, getattr(value, "output", None))
-        return sum(len(text) for text in texts if text)
-    return 0
+    if kind is Kind.FINISH:
+        return len(value.output or "") + _size_of_failure(value)
+    return _size_of_failure(value) if kind is Kind.REQUEUE else 0
+
+
+def _size_of_failure(value: Finish | Requeue) -> int:
+    return len(value.exception or "") + len(value.failures or "") + len(value.cost.log or "")
 
 
 def take(queue: list[Operation]) -> list[Operation]:

@@ -153,17 +153,17 @@ class Writer:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("list[ClaimedTask]", await self._submit(Kind.CLAIM, claim))
 
-    async def finish(self, finish: Finish) -> bool:
-        """End an attempt; False when it is fenced off."""
-        return cast("bool", await self._submit(Kind.FINISH, finish))
+    def finish(self, finish: Finish) -> asyncio.Future[bool]:
+        """End an attempt, queued at once; False when it is fenced off."""
+        return self._submit(Kind.FINISH, finish)
 
-    async def requeue(self, requeue: Requeue) -> bool:
-        """Put an attempt back; False when it is fenced off."""
-        return cast("bool", await self._submit(Kind.REQUEUE, requeue))
+    def requeue(self, requeue: Requeue) -> asyncio.Future[bool]:
+        """Put an attempt back, queued at once; False when it is fenced off."""
+        return self._submit(Kind.REQUEUE, requeue)
 
-    async def report(self, report: Report) -> bool:
-        """Write progress and checkpoint; False when the attempt is fenced off."""
-        return cast("bool", await self._submit(Kind.REPORT, report))
+    def report(self, report: Report) -> asyncio.Future[bool]:
+        """Write progress and checkpoint, queued at once; False when it is fenced off."""
+        return self._submit(Kind.REPORT, report)
 
     async def execute(self, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run another call of the store in the next flush, in its transaction.
@@ -173,17 +173,20 @@ class Writer:
         """
         return cast("T", await self._submit(Kind.EXECUTE, operation, timed=True))
 
-    async def _submit(self, kind: Kind, value: Any, *, rows: int = 1, timed: bool = False) -> Any:
-        if self._task is None or self._closing:
-            raise NotRunning("Writing to the database")
+    def _submit(
+        self, kind: Kind, value: Any, *, rows: int = 1, timed: bool = False
+    ) -> asyncio.Future[Any]:
         operation = self._operation(kind, value, rows)
-        if self._task.done():
-            raise self._unwritten(operation)
-        if timed:
-            operation.deadline = asyncio.get_running_loop().time() + self._store_timeout
-        self._queue.append(operation)
-        self._wake.set()
-        return await operation.future
+        if self._task is None or self._closing:
+            operation.fail(NotRunning("Writing to the database"))
+        elif self._task.done():
+            operation.fail(self._unwritten(operation))
+        else:
+            if timed:
+                operation.deadline = asyncio.get_running_loop().time() + self._store_timeout
+            self._queue.append(operation)
+            self._wake.set()
+        return operation.future
 
     def _operation(self, kind: Kind, value: Any, rows: int = 1) -> Operation:
         return Operation(

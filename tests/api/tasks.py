@@ -223,7 +223,7 @@ async def raise_odd_async(kind: str) -> None:
 
 def mark(directory: str, name: str, text: str = "") -> None:
     """Leave a mark; whoever sees it sees it whole."""
-    unfinished = Path(directory, f".{name}.{threading.get_ident()}")
+    unfinished = Path(directory, f".{name}.{os.getpid()}.{threading.get_ident()}")
     unfinished.write_text(text)
     unfinished.rename(Path(directory, name))
 

@@ -67,7 +67,7 @@ async def test_fifty_timeouts_at_once(make_lilota: MakeLilota, tmp_path: Path) -
         ids = await lilota.schedule_many(tasks.spin, [str(tmp_path)] * 50)
         for task_id in ids:
             task = await lilota.wait(task_id)
-            assert (kind_of(task), task.attempts) == ("timeout", 1)
+            assert (kind_of(task), task.attempts) == ("timeout", 1), task.exception
         ids = await lilota.schedule_many(echo, range(20))
         assert [await lilota.result(task_id) for task_id in ids] == list(range(20))
 

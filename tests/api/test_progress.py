@@ -174,5 +174,5 @@ async def test_progress_after_the_end_is_not_written(
             await lilota.wait(task_id, DEADLINE)
         assert lilota._node is not None
         node = lilota._node
-        await until(lambda: not node.dispatcher.is_running_anything, "the end")
+        await until(lambda: not node.running, "the end")
         assert {(await row(lilota, task_id)).progress_percentage for task_id in ids} == {100}

@@ -7,6 +7,7 @@ of its own and is killed when it comes to its point; at the end one runs everyth
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import inspect
 import itertools
@@ -63,10 +64,23 @@ def _plant_before_commit(method: str, hit: Callable[[], None]) -> None:
     _patch(PostgresqlStore, method, hit, before=True)  # one statement, its own commit
 
 
-def _plant_after_commit(method: str, hit: Callable[[], None]) -> None:
+def _plant_after_claim(hit: Callable[[], None]) -> None:
     from lilota_async.storage.writer import Writer
 
-    _patch(Writer, method, hit, when=bool)
+    _patch(Writer, "claim", hit, when=bool)
+
+
+def _plant_after_finish(hit: Callable[[], None]) -> None:
+    from lilota_async.storage.writer import Writer
+
+    finish = Writer.finish
+
+    def patched(self: Writer, value: Any) -> asyncio.Future[bool]:
+        written = finish(self, value)
+        written.add_done_callback(lambda done: hit() if done.result() else None)
+        return written
+
+    Writer.finish = patched  # type: ignore[method-assign, assignment]
 
 
 def _plant_in_transaction(method: str, hit: Callable[[], None]) -> None:
@@ -118,12 +132,12 @@ def _plant_stop(phase: str, hit: Callable[[], None]) -> None:
 
 _PLANTERS: dict[str, Callable[[Callable[[], None]], None]] = {
     "before_claim_commit": functools.partial(_plant_before_commit, "claim"),
-    "after_claim_commit": functools.partial(_plant_after_commit, "claim"),
+    "after_claim_commit": _plant_after_claim,
     "submit": _plant_submit,
     "start_record": functools.partial(_plant_message, "Begin"),
     "result_read": functools.partial(_plant_message, "Outcome"),
     "before_finish_commit": functools.partial(_plant_before_commit, "finish"),
-    "after_finish_commit": functools.partial(_plant_after_commit, "finish"),
+    "after_finish_commit": _plant_after_finish,
     "heartbeat": functools.partial(_plant_in_transaction, "heartbeat"),
     "takeover": functools.partial(_plant_in_transaction, "adopt"),
     "stop_drain": functools.partial(_plant_stop, "drain"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import text
 
 SKEW_SECONDS = 300
@@ -56,20 +56,18 @@ def claim_without_skip_locked() -> None:
 @_fault
 def finish_before_run() -> None:
     """The end is written first, and the task run then."""
-    from lilota_async.engine.dispatcher import Dispatcher
+    from lilota_async.engine.running import RunningAttempts
     from lilota_async.models.values import TaskStatus
     from lilota_async.storage.transitions import Finish
 
-    see_through = Dispatcher._see_through
+    begin = RunningAttempts.begin
 
-    async def patched(self: Any, attempt: Any) -> None:
-        fence = attempt.claimed.attempt
-        await self._writer.finish(
-            Finish(attempt=fence, status=TaskStatus.COMPLETED, progress=100, output="0")
-        )
-        await see_through(self, attempt)
+    def patched(self: Any, claimed: Any, slot: Any) -> None:
+        end = Finish(attempt=claimed.attempt, status=TaskStatus.COMPLETED, progress=100, output="0")
+        self._writer.finish(end)
+        begin(self, claimed, slot)
 
-    Dispatcher._see_through = patched  # type: ignore[method-assign]
+    RunningAttempts.begin = patched  # type: ignore[method-assign]
 
 
 @_fault
@@ -132,10 +130,12 @@ def finish_error_swallowed() -> None:
 
     finish, turns = Writer.finish, itertools.count(1)
 
-    async def patched(self: Any, value: Any) -> bool:
+    def patched(self: Any, value: Any) -> asyncio.Future[bool]:
         if next(turns) % 3 == 0:
-            return True
-        return await finish(self, value)
+            swallowed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            swallowed.set_result(True)
+            return swallowed
+        return finish(self, value)
 
     Writer.finish = patched  # type: ignore[method-assign, assignment]
 
@@ -147,10 +147,8 @@ def stop_drops_work() -> None:
     from lilota_async.engine.lifecycle import Intent
 
     async def patched(self: Any, timeout: float | None) -> None:
-        for attempt in list(self._running.values()):
-            attempt.stop(Intent.LEASE_LOST)
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        self.running.stop(Intent.LEASE_LOST)
+        await self.running.wait(None)
 
     Dispatcher.finish_running = patched  # type: ignore[method-assign]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database

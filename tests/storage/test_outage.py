@@ -121,7 +121,7 @@ async def test_writes_are_held_while_the_database_is_away(
         await setting.proxy.cut()
         done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
         task = new_task()
-        finishing = asyncio.create_task(setting.writer.finish(done))
+        finishing = setting.writer.finish(done)
         inserting = asyncio.create_task(setting.writer.insert([task]))
         with anyio.fail_after(5):
             for _ in range(3):
@@ -233,7 +233,7 @@ async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
         await setting.writer.execute(setting.store.nodes)
         setting.proxy.mute()
         inserting = asyncio.create_task(setting.writer.insert([task]))
-        finishing = asyncio.create_task(setting.writer.finish(done))
+        finishing = setting.writer.finish(done)
         with anyio.fail_after(10):
             await setting.proxy.swallowed.wait()
             await setting.proxy.cut()
@@ -251,7 +251,7 @@ async def test_close_gives_up_in_time(database_url: str, caplog: pytest.LogCaptu
         attempt = (await claim_new(setting.direct, setting.store)).attempt
         await setting.proxy.cut()
         done = Finish(attempt=attempt, status=TaskStatus.COMPLETED)
-        finishing = asyncio.create_task(setting.writer.finish(done))
+        finishing = setting.writer.finish(done)
         await asyncio.sleep(0)
         with anyio.fail_after(5):
             await setting.writer.close(timeout=0.3)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, timedelta
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models import TaskId, TaskStatus

@@ -49,16 +49,16 @@ async def test_one_flush_takes_every_kind(database: Database, writer: Writer) ->
     (first,) = await writer.claim(CLAIM_ONE)
     task = new_task()
     flushes = writer.flushes
-    claimed, _, reported, finished = await asyncio.gather(
-        writer.claim(CLAIM_ONE),
-        writer.insert([task]),
-        writer.report(Report(attempt=first.attempt, checkpoint="1")),
-        writer.finish(Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="2")),
-    )
+    claiming = asyncio.ensure_future(writer.claim(CLAIM_ONE))
+    inserting = asyncio.ensure_future(writer.insert([task]))
+    await asyncio.sleep(0)
+    finish = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="2")
+    reporting = writer.report(Report(attempt=first.attempt, checkpoint="1"))
+    assert await writer.finish(finish)
+    assert await reporting
+    await inserting
+    assert [item.attempt.id for item in await claiming] == [task.id]
     assert writer.flushes == flushes + 1
-    assert [item.attempt.id for item in claimed] == [task.id]
-    assert reported
-    assert finished
     row = await row_of(database, first.attempt.id)
     assert (row.checkpoint, row.output) == (1, 2)
 

@@ -1,0 +1,204 @@
+"""The attempts that run on this node, from their claim to the row that says how they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from lilota_async.engine.attempt import AttemptEnd, Hooks, RunningAttempt, Slot, Transition
+from lilota_async.engine.events import Events
+from lilota_async.engine.lifecycle import Intent, unrunnable
+from lilota_async.errors import NotRunning, StoreUnavailable
+from lilota_async.execution.cells import Unstarted
+from lilota_async.execution.memory_watch import MemoryWatch
+from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
+from lilota_async.registry import Registry
+from lilota_async.storage.transitions import ClaimedTask, Finish, Requeue
+from lilota_async.storage.writer import Writer
+
+CLOCK_GRAIN_SECONDS = 0.002
+LOOK_SECONDS = 1.0  # while waiting for the end, whether the database is there
+UNSTARTED_LIMIT = 3
+logger = logging.getLogger("lilota_async")
+
+
+class RunningAttempts:
+    """Begins attempts, and writes what follows from their ends.
+
+    `on_end` is called when one has ended, before that is written, `on_over` when it is;
+    `wake` when a task that was put back is due.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        writer: Writer,
+        events: Events,
+        *,
+        progress_is_manual: bool,
+        grace_seconds: float,
+        observe: Callable[[str, float], None],
+        on_end: Callable[[], None],
+        on_over: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._registry = registry
+        self._writer = writer
+        self._events = events
+        self._on_end = on_end
+        self._on_over = on_over
+        self._wake = wake
+        self._serials = itertools.count(1)
+        self._attempts: dict[TaskId[Any], RunningAttempt] = {}
+        self._unstarted: Counter[TaskId[Any]] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
+        self._hooks = Hooks(
+            publish=events.publish,
+            report=writer.report,
+            conclude=self._conclude,
+            spawn=self._spawn,
+            observe=observe,
+            memory_watch=MemoryWatch(),
+            progress_is_manual=progress_is_manual,
+            grace_seconds=grace_seconds,
+        )
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[RunningAttempt]:
+        return iter(list(self._attempts.values()))
+
+    def ids(self) -> list[TaskId[Any]]:
+        return list(self._attempts)
+
+    def find(self, task_id: TaskId[Any]) -> RunningAttempt | None:
+        """The attempt of this task that runs here."""
+        return self._attempts.get(task_id)
+
+    def begin(self, claimed: ClaimedTask, slot: Slot) -> None:
+        task = self._registry[claimed.name]
+        attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
+        self._attempts[claimed.attempt.id] = attempt
+        attempt.begin()
+        attempt.publish("status")
+
+    def put_back(self, claimed: ClaimedTask) -> None:
+        """Nothing runs it here after all; the attempt is not counted."""
+        self._write(Requeue(attempt=claimed.attempt, counted=False), _hear)
+
+    def stop(self, intent: Intent) -> None:
+        """Interrupt all of them."""
+        for attempt in self:
+            attempt.stop(intent)
+
+    async def wait(self, timeout: float | None) -> None:
+        """Until they are over; not for writes that a database which stays away cannot take."""
+        loop = asyncio.get_running_loop()
+        end = float("inf") if timeout is None else loop.time() + timeout
+        while not self._waits_in_vain() and loop.time() < end:
+            pending = [*self._tasks, *(attempt.concluded for attempt in self)]
+            if not pending:
+                return
+            await asyncio.wait(pending, timeout=min(LOOK_SECONDS, end - loop.time()))
+
+    def _waits_in_vain(self) -> bool:
+        return all(attempt.has_ended for attempt in self) and self._writer.has_given_up
+
+    def _conclude(self, attempt: RunningAttempt, end: AttemptEnd) -> None:
+        """The attempt has ended: write what follows. None: it is not ours to write."""
+        self._on_end()  # the next claim shares the flush of this transition
+        if end is None:
+            self._forget(attempt, None)
+        elif isinstance(end, BaseException):
+            self._give_up(attempt, end)
+        else:
+            transition = self._put_back(attempt.claimed) if isinstance(end, Unstarted) else end
+            on_written = functools.partial(self._on_written, attempt, transition)
+            self._write(transition, on_written)
+
+    def _on_written(
+        self, attempt: RunningAttempt, transition: Transition, written: asyncio.Future[bool]
+    ) -> None:
+        error = None if written.cancelled() else written.exception()
+        if error is not None and not isinstance(error, StoreUnavailable | NotRunning):
+            self._give_up(attempt, error)  # a result that the database refuses
+        elif error is not None or written.cancelled() or not written.result():
+            # Fenced off; or this node ended without the database, and says so.
+            self._forget(attempt, None)
+        else:
+            status = _status_after(transition)
+            task_id = attempt.claimed.attempt.id
+            self.tell(task_id, status, getattr(transition, "progress", None) or 0)
+            self._forget(attempt, status)
+
+    def _give_up(self, attempt: RunningAttempt, error: BaseException) -> None:
+        """The row was edited by hand, or its end cannot be written: fail it, and say why."""
+        task_id = attempt.claimed.attempt.id
+        logger.error("Task %s could not be seen to its end", task_id, exc_info=error)
+
+        def on_written(written: asyncio.Future[bool]) -> None:
+            was_ours = not written.cancelled() and not written.exception() and written.result()
+            if was_ours:
+                self.tell(task_id, TaskStatus.FAILED)
+            self._forget(attempt, TaskStatus.FAILED if was_ours else None)
+
+        self._write(unrunnable(attempt.claimed, error), on_written)
+
+    def _forget(self, attempt: RunningAttempt, status: TaskStatus | None) -> None:
+        task_id = attempt.claimed.attempt.id
+        if status is not None and status.is_final:
+            self._unstarted.pop(task_id, None)
+        del self._attempts[task_id]
+        attempt.be_over()
+        self._on_over()
+
+    def _put_back(self, claimed: ClaimedTask) -> Requeue:
+        """The process died before it came to the task."""
+        task_id = claimed.attempt.id
+        self._unstarted[task_id] += 1
+        # A task that ends every process before it begins must not do so for ever.
+        counted = self._unstarted[task_id] >= UNSTARTED_LIMIT
+        if counted:
+            del self._unstarted[task_id]
+        return Requeue(attempt=claimed.attempt, counted=counted)
+
+    def _write(
+        self, transition: Transition, on_written: Callable[[asyncio.Future[bool]], None]
+    ) -> None:
+        if isinstance(transition, Finish):
+            self._writer.finish(transition).add_done_callback(on_written)
+            return
+        written = self._writer.requeue(transition)
+        written.add_done_callback(on_written)
+        written.add_done_callback(functools.partial(self._wake_after, transition.delay_seconds))
+
+    def _wake_after(self, seconds: float, _written: asyncio.Future[bool]) -> None:
+        # The database's clock began to count before this one does; it may count coarsely.
+        asyncio.get_running_loop().call_later(seconds + CLOCK_GRAIN_SECONDS, self._wake)
+
+    def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
+        """Tell those who wait for the task that it has this status now."""
+        self._events.publish(
+            TaskEvent(kind="status", task_id=task_id, status=status, progress_percentage=progress)
+        )
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _hear(written: asyncio.Future[bool]) -> None:
+    """Without the database the writer says so, once."""
+    if not written.cancelled():
+        written.exception()
+
+
+def _status_after(transition: Finish | Requeue) -> TaskStatus:
+    return transition.status if isinstance(transition, Finish) else TaskStatus.PENDING
