@@ -23,10 +23,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from lilota_async.engine.lifecycle import after_interruption
 from lilota_async.errors import StoreError, StoreUnavailable

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lilota_async.models import TaskStatus
 from lilota_async.storage.database import Database
