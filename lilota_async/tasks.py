@@ -162,7 +162,7 @@ class Tasks:
                     yield event
                 return
             story = Story(after)
-            attempt = self._node.dispatcher.find(TaskId(task_id)) if self._node else None
+            attempt = self._node.running.find(TaskId(task_id)) if self._node else None
             if attempt is not None:
                 told = story.catch_up(attempt.event(), attempt.log_since)
             else:

@@ -264,12 +264,12 @@ class RunningAttempt:
             progress_percentage=0 if self._reports is None else self._reports.percentage,
             log=log,
             attempt=self.claimed.attempt.number,
-            log_end=self._log.end,
+            log_end=0 if self._log is None else self._log.end,
         )
 
     def log_since(self, start: int) -> str:
         """What was written after the first `start` characters, as far as it is kept."""
-        return self._log.since(start)
+        return "" if self._log is None else self._log.since(start)
 
     def send_report(
         self,
