@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from lilota_async.engine.story import Story
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
