@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -22,18 +23,18 @@ from lilota_async.execution.context import refuse_in_task_process
 from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
     NodeOptions,
+    RowOptions,
     ScheduleOptions,
     StartMethod,
     check_choice,
     checked_bound,
     checked_count,
-    checked_priority,
     checked_size,
     usable_cpus,
 )
 from lilota_async.registration import Registration
-from lilota_async.registry import TaskFunction, encode_tags
-from lilota_async.tasks import checked_id
+from lilota_async.registry import TaskFunction
+from lilota_async.scheduling import new_task
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -249,17 +250,24 @@ class Lilota(Registration):
         task: str | TaskFunction,
         input: Any = None,
         *,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
         task_id: TaskId[Any] | None = None,
         session: CallersSession | None = None,
     ) -> TaskId[Any]:
-        """Commit a task; it runs as soon as a slot is free. Returns when the row is durable.
+        """Commit a task; it runs as soon as it is due and a slot is free.
+
+        Returns when the row is durable.
 
         Args:
             task: The name or the function that was registered.
             input: What the function is called with: an instance of its model, or a dict.
+            delay: Run it that long after the row is written, in seconds or a timedelta.
+            run_at: Run it at this time, a datetime with a timezone. In both cases the
+                database's clock counts.
             priority, timeout: Instead of what `register()` said.
             tags: Texts to find the task by.
             task_id: An id of the caller's making; scheduling it again makes no second row.
@@ -275,8 +283,15 @@ class Lilota(Registration):
             ScheduleUnknown: The database went away during the commit; the id can be looked up.
         """
         node = self._require_node("schedule()")
-        row = self._new_task(
-            task, input, priority=priority, timeout=timeout, tags=tags, task_id=task_id
+        row = new_task(
+            self._registry.find(task),
+            input,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            timeout=timeout,
+            tags=tags,
+            task_id=task_id,
         )
         if session is not None:
             await node.insert_with(session, [row])
@@ -291,6 +306,8 @@ class Lilota(Registration):
         task: str | TaskFunction,
         inputs: Iterable[Any],
         *,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
@@ -302,42 +319,22 @@ class Lilota(Registration):
         the first row is written. Raises what `schedule()` does.
         """
         node = self._require_node("schedule_many()")
-        tags = tuple(tags)
+        options: RowOptions = {
+            "delay": delay,
+            "run_at": run_at,
+            "priority": priority,
+            "timeout": timeout,
+            "tags": tuple(tags),
+        }
+        registered = self._registry.find(task)
         rows: list[NewTask] = []
         for number, each in enumerate(inputs, start=1):
-            rows.append(self._new_task(task, each, priority=priority, timeout=timeout, tags=tags))
+            rows.append(new_task(registered, each, **options))
             if number % ROWS_PER_INSERT == 0:
                 await asyncio.sleep(0)  # the loop has others to serve
         for start in range(0, len(rows), ROWS_PER_INSERT):
             await _insert(node, rows[start : start + ROWS_PER_INSERT], session, len(rows) - start)
         return [row.id for row in rows]
-
-    def _new_task(
-        self,
-        task: str | TaskFunction,
-        input: Any,
-        *,
-        priority: int | None = None,
-        timeout: Duration | None = None,
-        tags: Iterable[str] = (),
-        task_id: TaskId[Any] | None = None,
-    ) -> NewTask:
-        from lilota_async.storage.transitions import NewTask
-
-        registered = self._registry.find(task)
-        settings = registered.settings
-        limit = settings.timeout_seconds
-        if timeout is not None:
-            limit = checked_duration("timeout", timeout)
-        return NewTask(
-            id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
-            name=registered.name,
-            input=registered.encode_input(input),
-            priority=settings.priority if priority is None else checked_priority(priority),
-            max_attempts=settings.retry.max_attempts,
-            timeout_seconds=limit,
-            tags=encode_tags(tags),
-        )
 
 
 async def _insert(

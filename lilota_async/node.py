@@ -35,6 +35,7 @@ from lilota_async.storage.enlistment import CallersSession, Enlistment
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.stats import read_throughput
+from lilota_async.storage.store import is_plain
 from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import BoundedInsert, NewTask, NodeRecord, as_claimed
 from lilota_async.storage.writer import Writer
@@ -88,7 +89,7 @@ class Node:
         self._backlog = Backlog(
             options.max_pending, registry, self.writer, partial(read_throughput, database)
         )
-        self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.wake)
+        self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.look)
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
             self.store.origin = self.id.hex
@@ -191,11 +192,12 @@ class Node:
                 raise
             finally:
                 if written:
-                    self.dispatcher.wake()
+                    self.dispatcher.on_inserted(tasks)
 
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
-        slot = self.dispatcher.reserve(task.name) if self._accepting else None
+        may_run = self._accepting and is_plain(task)
+        slot = self.dispatcher.reserve(task.name) if may_run else None
         if slot is None:
             await self.insert([task])
         else:
@@ -238,9 +240,9 @@ class Node:
     def _is_notified(self) -> bool:
         return self._notifications is not None and self._notifications.is_up
 
-    def _on_notify(self) -> None:
+    def _on_notify(self, look: bool) -> None:
         self.store.has_listeners = True  # somebody spoke, who will want to hear as well
-        self.dispatcher.wake()
+        self.dispatcher.look() if look else self.dispatcher.wake()
         self._cancel_requests.wake()
 
     def _create_pools(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from lilota_async.errors import ConfigurationError
@@ -109,13 +110,20 @@ class RegisterOptions(TypedDict, total=False):
     redact: bool | Iterable[str]
 
 
-class ScheduleOptions(TypedDict, total=False):
-    """The keywords of `schedule()`."""
+class RowOptions(TypedDict, total=False):
+    """The keywords of `schedule()` that tell what is in the row."""
 
+    delay: Duration | None
+    run_at: datetime | None
     priority: int | None
     timeout: Duration | None
     tags: Iterable[str]
     task_id: TaskId[Any] | None
+
+
+class ScheduleOptions(RowOptions, total=False):
+    """The keywords of `schedule()`."""
+
     session: CallersSession | None
 
 

@@ -11,19 +11,21 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from lilota_async.engine.alarm import Alarm
 from lilota_async.engine.attempt import Slot
 from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
-from lilota_async.engine.running import CLOCK_GRAIN_SECONDS, LOOK_SECONDS, RunningAttempts
+from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
 from lilota_async.errors import StoreError
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Claim, ClaimedTask
+from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
 NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
+CLOCK_GRAIN_SECONDS = 0.002
 RETRY_SECONDS = 0.5  # after a claim that failed
 logger = logging.getLogger("lilota_async")
 
@@ -65,6 +67,7 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._may_be_more = True
         self._looks_ahead = True
+        self._alarm = Alarm(self.look)
         self._claim_in_doubt = False
         self._bursts = Bursts()
         self._reserved: set[Slot] = set()
@@ -82,7 +85,7 @@ class Dispatcher:
             observe=self._bursts.observe,
             on_end=self.on_slot_free,
             on_over=self._on_over,
-            wake=self.wake,
+            expect=self._expect,
         )
 
     def start(self) -> None:
@@ -93,6 +96,21 @@ class Dispatcher:
         """There may be something to claim."""
         self._may_be_more = True
         self._wake.set()
+
+    def look(self) -> None:
+        """There may be something to claim, now or soon."""
+        self._looks_ahead = True
+        self.wake()
+
+    def on_inserted(self, tasks: Sequence[NewTask]) -> None:
+        """New rows are there, as far as is known."""
+        if any(task.run_at is not None for task in tasks):
+            self.look()  # only the database knows how long that is
+        elif any(task.is_due for task in tasks):
+            self.wake()
+        delays = [task.delay_seconds for task in tasks if task.delay_seconds]
+        if delays:
+            self._expect(min(delays))
 
     def on_slot_free(self) -> None:
         """There is a slot to claim for, which matters if something was left unclaimed."""
@@ -150,6 +168,7 @@ class Dispatcher:
             self.wake()
             await self._loop_task
             self._loop_task = None
+        self._alarm.clear()
 
     async def finish_running(self, timeout: float | None) -> None:
         """Wait for what runs; after `timeout` seconds stop it and put it back.
@@ -168,9 +187,8 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            poll = loop.call_later(self._poll_seconds(), self._poll)
+            self._alarm.set(self._poll_seconds())
             await self._wake.wait()
-            poll.cancel()
             self._wake.clear()
             if self._halting:
                 return
@@ -181,7 +199,8 @@ class Dispatcher:
                 if self._claim_in_doubt:
                     await self._release_unknown()
                 emptied = [await self._claim_for(kind) for kind in self._pools]
-                await self._look_ahead()
+                if self._looks_ahead and self._pools:
+                    await self._look_ahead()
             except Exception as error:
                 if not isinstance(error, StoreError):  # of which the writer says so, once
                     logger.exception("Claiming tasks failed in an unforeseen way; trying on")
@@ -196,19 +215,31 @@ class Dispatcher:
     def _poll_seconds(self) -> float:
         return NOTIFIED_POLL_SECONDS if self._settings.is_notified() else POLL_SECONDS
 
-    def _poll(self) -> None:
-        self._looks_ahead = True
-        self.wake()
-
     async def _look_ahead(self) -> None:
-        """At the start and at each poll: wake for what becomes due before the next one."""
-        names = tuple(self._registry)
-        if not self._looks_ahead or not names or self._poll_seconds() <= POLL_SECONDS:
-            return
+        """At the start, at each poll and when told to: set the alarm for what is due next."""
         self._looks_ahead = False
-        seconds = await self._writer.execute(lambda c: self._store.seconds_to_next(c, names))
-        if seconds is not None and seconds < NOTIFIED_POLL_SECONDS:
-            pause = seconds + CLOCK_GRAIN_SECONDS
+        names = tuple(self._registry)
+        try:
+            seconds = await self._writer.execute(lambda c: self._store.seconds_to_next(c, names))
+        except StoreError:
+            self._looks_ahead = True
+            return
+        if seconds is None:
+            return
+        if seconds > 0:
+            self._expect(seconds)
+            return
+        self._looks_ahead = True  # after the next claim, for what comes after it
+        if not self._may_be_more:  # it has become due since the last one
+            self._alarm.set(CLOCK_GRAIN_SECONDS)
+
+    def _expect(self, seconds: float) -> None:
+        """Something becomes due in so many seconds."""
+        # The database's clock began to count before this one does; it may count coarsely.
+        pause = seconds + CLOCK_GRAIN_SECONDS
+        if seconds > 0:
+            self._alarm.set(pause)
+        else:
             asyncio.get_running_loop().call_later(pause, self.wake)
 
     async def _release_unknown(self) -> None:

@@ -21,7 +21,6 @@ from lilota_async.registry import Registry
 from lilota_async.storage.transitions import ClaimedTask, Finish, Requeue
 from lilota_async.storage.writer import Writer
 
-CLOCK_GRAIN_SECONDS = 0.002
 LOOK_SECONDS = 1.0  # while waiting for the end, whether the database is there
 UNSTARTED_LIMIT = 3
 logger = logging.getLogger("lilota_async")
@@ -31,7 +30,7 @@ class RunningAttempts:
     """Begins attempts, and writes what follows from their ends.
 
     `on_end` is called when one has ended, before that is written, `on_over` when it is;
-    `wake` when a task that was put back is due.
+    `expect` with the seconds until a task that was put back is due.
     """
 
     def __init__(
@@ -45,14 +44,14 @@ class RunningAttempts:
         observe: Callable[[str, float], None],
         on_end: Callable[[], None],
         on_over: Callable[[], None],
-        wake: Callable[[], None],
+        expect: Callable[[float], None],
     ) -> None:
         self._registry = registry
         self._writer = writer
         self._events = events
         self._on_end = on_end
         self._on_over = on_over
-        self._wake = wake
+        self._expect = expect
         self._serials = itertools.count(1)
         self._attempts: dict[TaskId[Any], RunningAttempt] = {}
         self._unstarted: Counter[TaskId[Any]] = Counter()
@@ -176,11 +175,7 @@ class RunningAttempts:
             return
         written = self._writer.requeue(transition)
         written.add_done_callback(on_written)
-        written.add_done_callback(functools.partial(self._wake_after, transition.delay_seconds))
-
-    def _wake_after(self, seconds: float, _written: asyncio.Future[bool]) -> None:
-        # The database's clock began to count before this one does; it may count coarsely.
-        asyncio.get_running_loop().call_later(seconds + CLOCK_GRAIN_SECONDS, self._wake)
+        written.add_done_callback(lambda _: self._expect(transition.delay_seconds))
 
     def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
         """Tell those who wait for the task that it has this status now."""

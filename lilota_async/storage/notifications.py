@@ -13,7 +13,7 @@ from typing import Any
 from lilota_async.errors import StoreError
 from lilota_async.storage.database import Database, discard
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.postgresql import CHANNEL
+from lilota_async.storage.postgresql import CHANNEL, LOOK
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
@@ -21,9 +21,12 @@ _CHECK_SECONDS = 60.0
 
 
 class Notifications:
-    """Calls `on_notify` when another node says that there is something to do."""
+    """Calls `on_notify` when another node says that there is something to do.
 
-    def __init__(self, database: Database, origin: str, on_notify: Callable[[], None]) -> None:
+    With True when a claim is not enough: what becomes due or may run has changed.
+    """
+
+    def __init__(self, database: Database, origin: str, on_notify: Callable[[bool], None]) -> None:
         self._database = database
         self._origin = origin  # its own notifications tell a node nothing
         self._on_notify = on_notify
@@ -69,17 +72,17 @@ class Notifications:
         driver.add_termination_listener(lambda _: ended.set())
         await driver.add_listener(CHANNEL, lambda *told: self._hear(told[-1]))
         self.is_up = True
-        self._on_notify()  # what was said before was not heard
+        self._on_notify(True)  # what was said before was not heard
         await ended.wait()
 
     async def _listen_by_psycopg(self, driver: Any) -> None:
         await driver.execute(f"LISTEN {CHANNEL}")
         self.is_up = True
-        self._on_notify()  # what was said before was not heard
+        self._on_notify(True)  # what was said before was not heard
         while True:
             async for notify in driver.notifies(timeout=_CHECK_SECONDS):
                 self._hear(notify.payload)
 
-    def _hear(self, origin: str) -> None:
-        if origin != self._origin:
-            self._on_notify()
+    def _hear(self, payload: str) -> None:
+        if payload.removesuffix(LOOK) != self._origin:
+            self._on_notify(payload.endswith(LOOK))

@@ -200,6 +200,9 @@ class PostgresqlDialect(Dialect):
     lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
+    def later(self, seconds: str) -> str:
+        return f"{_NOW} + make_interval(secs => {seconds})"
+
     def key(self, value: UUID) -> Any:
         return value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +34,6 @@ class RowDialect(Dialect):
     """What the statements of a batch need besides."""
 
     for_claim: str
-
-    @abstractmethod
-    def later(self, seconds: str) -> str:
-        """The expression for so many seconds from now."""
 
 
 class RowStore(Store):

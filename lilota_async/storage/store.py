@@ -33,11 +33,12 @@ from lilota_async.storage.transitions import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import TextClause
+    from sqlalchemy import TextClause, TextualSelect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 KEPT_FAILURES = 20
+LOOK_BACK_SECONDS = 1.0
 
 
 class Dialect:
@@ -57,6 +58,10 @@ class Dialect:
     pending_name_table: str = "lilota_task"
     running_table: str = "lilota_task"
     ended_table: str = "lilota_task"
+
+    def later(self, seconds: str) -> str:
+        """The expression for so many seconds from now."""
+        raise NotImplementedError
 
     def key(self, value: UUID) -> Any:
         """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
@@ -96,13 +101,7 @@ class Store(ABC):
             WHERE status = 'running' AND name IN :names AND NOT EXISTS
                 (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
             """).bindparams(bindparam("names", expanding=True))
-        self._next_due = (
-            text(f"""
-            SELECT MIN(run_at) AS due, {dialect.now} AS now FROM lilota_task
-            WHERE status = 'pending' AND run_at > {dialect.now} AND name IN :names""")
-            .bindparams(bindparam("names", expanding=True))
-            .columns(due=UtcDateTime, now=UtcDateTime)
-        )
+        self._next_due = _next_due(dialect)
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     async def prepare(self, c: AsyncConnection) -> None:  # noqa: B027
@@ -179,7 +178,10 @@ class Store(ABC):
         return False
 
     async def seconds_to_next(self, c: AsyncConnection, names: Sequence[str]) -> float | None:
-        """Seconds until the next task of these names becomes due; None without one."""
+        """Seconds until the next task of these names becomes due; None without one.
+
+        0 or less when one has become due within the last LOOK_BACK_SECONDS, and is pending.
+        """
         row = (await c.execute(self._next_due, {"names": list(names)})).one()
         return None if row.due is None else float((row.due - row.now).total_seconds())
 
@@ -349,6 +351,41 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             WHERE id = :id AND status = 'running' AND locked_by = :node""",
     }
     return {name: text(statement) for name, statement in statements.items()}
+
+
+def _next_due(dialect: Dialect) -> TextualSelect:
+    """The next time at which a task of these names becomes due.
+
+    The index has them by name, priority and time: of each name and priority that there is, each
+    found from the one before, it reads one row.
+    """
+    pending = f"FROM {dialect.pending_name_table} WHERE status = 'pending'"
+    one_lane = "AND name = levels.name AND is_keyed = levels.is_keyed"
+    return (
+        text(f"""
+        WITH RECURSIVE known (name) AS (
+            SELECT (SELECT name {pending} ORDER BY name LIMIT 1)
+            UNION ALL
+            SELECT (SELECT name {pending} AND name > known.name ORDER BY name LIMIT 1)
+            FROM known WHERE known.name IS NOT NULL
+        ), levels (name, is_keyed, priority) AS (
+            SELECT known.name, lanes.is_keyed, {2**31}
+            FROM known CROSS JOIN (SELECT false AS is_keyed UNION ALL SELECT true) AS lanes
+            WHERE known.name IN :names
+            UNION ALL
+            SELECT levels.name, levels.is_keyed, (
+                SELECT priority {pending} {one_lane} AND priority < levels.priority
+                ORDER BY priority DESC LIMIT 1)
+            FROM levels WHERE levels.priority IS NOT NULL
+        )
+        SELECT {dialect.now} AS now, MIN((
+            SELECT run_at {pending} {one_lane} AND priority = levels.priority
+                AND run_at > {dialect.later(str(-LOOK_BACK_SECONDS))}
+            ORDER BY run_at LIMIT 1)) AS due
+        FROM levels WHERE levels.priority IS NOT NULL""")
+        .bindparams(bindparam("names", expanding=True))
+        .columns(due=UtcDateTime, now=UtcDateTime)
+    )
 
 
 def _status(value: str | None) -> TaskStatus | None:

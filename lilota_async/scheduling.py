@@ -1,0 +1,67 @@
+"""From what schedule() is given to the row that it commits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Unpack
+
+from lilota_async.errors import ConfigurationError
+from lilota_async.models.values import Duration, TaskId, checked_duration
+from lilota_async.options import RowOptions, checked_priority
+from lilota_async.registry import RegisteredTask, encode_tags
+from lilota_async.tasks import checked_id
+
+if TYPE_CHECKING:
+    from lilota_async.storage.transitions import NewTask
+
+LONGEST_DELAY_SECONDS = 100 * 365 * 86_400.0
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all the same
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)  # what every database can hold
+
+
+def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOptions]) -> NewTask:
+    """The row of a task; ConfigurationError or InvalidInput where there can be none."""
+    from lilota_async.storage.transitions import NewTask
+
+    settings = registered.settings
+    task_id, priority = options.get("task_id"), options.get("priority")
+    timeout = options.get("timeout")
+    delay_seconds, run_at = checked_due(options.get("delay"), options.get("run_at"))
+    return NewTask(
+        id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
+        name=registered.name,
+        input=registered.encode_input(input),
+        priority=settings.priority if priority is None else checked_priority(priority),
+        delay_seconds=delay_seconds,
+        run_at=run_at,
+        max_attempts=settings.retry.max_attempts,
+        timeout_seconds=(
+            settings.timeout_seconds if timeout is None else checked_duration("timeout", timeout)
+        ),
+        tags=encode_tags(options.get("tags", ())),
+    )
+
+
+def checked_due(delay: Duration | None, run_at: datetime | None) -> tuple[float, datetime | None]:
+    """When the task is due: after so many seconds, or at this time; ConfigurationError."""
+    if delay is not None and run_at is not None:
+        raise ConfigurationError("A task takes delay= or run_at=, not both; leave one out")
+    if delay is not None:
+        seconds = checked_duration("delay", delay)
+        if seconds > LONGEST_DELAY_SECONDS:
+            raise ConfigurationError(f"delay must be 100 years at most, not {seconds:g} s")
+        return seconds, None
+    if run_at is None:
+        return 0.0, None
+    if not isinstance(run_at, datetime):
+        raise ConfigurationError(f"run_at must be a datetime, not {run_at!r}")
+    if run_at.utcoffset() is None:
+        raise ConfigurationError(
+            f"run_at must have a timezone, which {run_at!r} has not; "
+            "give it one, such as datetime.now(UTC) has"
+        )
+    if run_at >= LATEST:
+        raise ConfigurationError(f"run_at must be before the year 9999, not {run_at}")
+    return 0.0, max(run_at, EARLIEST).astimezone(UTC)
