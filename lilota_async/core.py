@@ -23,12 +23,14 @@ from lilota_async.execution.context import refuse_in_task_process
 from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
     NodeOptions,
+    Retention,
     RowOptions,
     ScheduleOptions,
     StartMethod,
     check_choice,
     checked_bound,
     checked_count,
+    checked_retention,
     checked_size,
     usable_cpus,
 )
@@ -77,6 +79,9 @@ class Lilota(Registration):
         stop_timeout: How long `lifespan` lets tasks run on when the application stops.
         max_pending: The most tasks that may wait, on all nodes together; `schedule()` raises
             QueueFull then. No bound by default.
+        retention: For how long ended tasks are kept: a duration, or one for each status such as
+            `{"completed": timedelta(days=7)}`. Those of registered names are deleted then, in
+            small batches. By default all are kept.
         max_payload_bytes: The largest input or output, as JSON.
         start_method: `forkserver` or `spawn`; the first on Linux, the second elsewhere.
 
@@ -111,6 +116,7 @@ class Lilota(Registration):
         store_timeout: Duration = 30.0,
         stop_timeout: Duration = 10.0,
         max_pending: int | None = None,
+        retention: Retention | None = None,
         max_payload_bytes: int = DEFAULT_LIMIT,
         start_method: StartMethod | None = None,
     ) -> None:
@@ -135,6 +141,7 @@ class Lilota(Registration):
             ),
             store_timeout=checked_duration("store_timeout", store_timeout),
             max_pending=checked_bound("max_pending", max_pending),
+            retention=checked_retention(retention),
             start_method=start_method,
         )
         self._lease_seconds = self._options.lease_seconds

@@ -19,6 +19,7 @@ from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
+from lilota_async.engine.housekeeping import Housekeeping
 from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
@@ -34,6 +35,7 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.enlistment import CallersSession, Enlistment
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
+from lilota_async.storage.pruning import delete_some
 from lilota_async.storage.stats import read_throughput
 from lilota_async.storage.store import is_plain
 from lilota_async.storage.stores import create_store
@@ -90,6 +92,9 @@ class Node:
             options.max_pending, registry, self.writer, partial(read_throughput, database)
         )
         self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.look)
+        self._housekeeping = Housekeeping(
+            options.retention, registry, partial(delete_some, database)
+        )
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
             self.store.origin = self.id.hex
@@ -119,6 +124,8 @@ class Node:
                 self._notifications.start()
                 parts.push_async_callback(self._notifications.close)
             parts.callback(self._enlistment.close)
+            self._housekeeping.start()
+            parts.push_async_callback(self._housekeeping.close)
             await self._periodic.start()
             parts.push_async_callback(self._periodic.close)
             self.dispatcher.start()

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 from lilota_async.errors import ConfigurationError
-from lilota_async.models.values import Duration, Retry, TaskId, TaskProgress
+from lilota_async.models.values import (
+    FINAL_STATUSES,
+    Duration,
+    Retry,
+    TaskId,
+    TaskProgress,
+    TaskStatus,
+    checked_duration,
+)
 from lilota_async.ticks import CatchUp
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ _UNITS = {"": 1, "b": 1} | {
 Executor = Literal["process", "thread", "loop"]
 OnInterrupt = Literal["requeue", "fail"]
 StartMethod = Literal["forkserver", "spawn"]
+Retention: TypeAlias = Duration | Mapping[TaskStatus | str, Duration | None]
 PRIORITIES = range(-(2**31), 2**31)  # what a column of the databases holds
 
 
@@ -40,6 +49,23 @@ def checked_bound(name: str, value: int | None) -> int | None:
     if value is not None and checked_count(name, value) == 0:
         raise ConfigurationError(f"{name} must be 1 or more, or None for no bound, not 0")
     return value
+
+
+def checked_retention(value: object) -> dict[TaskStatus, float | None]:
+    """For each status how many seconds it is kept, None for ever; of a duration, for all."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(FINAL_STATUSES, checked_duration("retention", cast("Any", value)))
+    checked: dict[TaskStatus, float | None] = {}
+    for status, duration in value.items():
+        if status not in FINAL_STATUSES:
+            known = ", ".join(FINAL_STATUSES)
+            raise ConfigurationError(f"retention has {known}; tasks are not {status!r} at the end")
+        name = f"retention[{str(status)!r}]"
+        kept = None if duration is None else checked_duration(name, duration)
+        checked[TaskStatus(status)] = kept
+    return checked
 
 
 def checked_size(name: str, value: object) -> int:
@@ -106,6 +132,7 @@ class RegisterOptions(TypedDict, total=False):
     every: Duration | None
     catch_up: CatchUp
     max_pending: int | None
+    retention: Retention | None
     public: bool
     redact: bool | Iterable[str]
 
@@ -143,4 +170,5 @@ class NodeOptions:
     recycle_growth_bytes: int | None
     store_timeout: float
     max_pending: int | None
+    retention: Mapping[TaskStatus, float | None]
     start_method: StartMethod | None

@@ -12,11 +12,13 @@ from lilota_async.options import (
     Executor,
     OnInterrupt,
     RegisterOptions,
+    Retention,
     check_choice,
     checked_bound,
     checked_count,
     checked_fields,
     checked_priority,
+    checked_retention,
     checked_size,
 )
 from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction
@@ -58,6 +60,7 @@ class Registration(Tasks):
         every: Duration | None = None,
         catch_up: CatchUp = "one",
         max_pending: int | None = None,
+        retention: Retention | None = None,
         public: bool = False,
         redact: bool | Iterable[str] = False,
     ) -> Any:
@@ -87,6 +90,8 @@ class Registration(Tasks):
                 latest of them, `all` every one, `skip` none.
             max_pending: The most tasks of this name that may wait, on all nodes together;
                 `schedule()` raises QueueFull then. No bound by default.
+            retention: For how long ended tasks of this name are kept, instead of what `Lilota()`
+                was told: a duration, or one for each status, None for ever.
             public: Let the web router's `POST /{name}` schedule it.
             redact: Names of fields, at any depth of the input, output and checkpoint, that no
                 web page and no answer of the router shows; True: all of them.
@@ -112,6 +117,7 @@ class Registration(Tasks):
             max_interruptions=checked_count("max_interruptions", max_interruptions),
             periodic=read_periodic(cron, timezone, every, catch_up),
             max_pending=checked_bound("max_pending", max_pending),
+            retention=checked_retention(retention),
             public=public,
             redact=checked_fields("redact", redact),
         )

@@ -8,7 +8,7 @@ import pickle
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +20,7 @@ from lilota_async.errors import (
     InvalidInput,
     UnknownTask,
 )
-from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress
+from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress, TaskStatus
 from lilota_async.options import Executor, OnInterrupt
 from lilota_async.ticks import Periodic
 
@@ -56,6 +56,7 @@ class Settings:
     max_interruptions: int = 3
     periodic: Periodic | None = None
     max_pending: int | None = None
+    retention: Mapping[TaskStatus, float | None] = field(default_factory=dict)
     public: bool = False
     redact: bool | tuple[str, ...] = False
 
@@ -330,13 +331,19 @@ def _declared(hints: dict[str, Any], name: str) -> Any:
 
 def encode_tags(tags: Iterable[str]) -> str | None:
     """The tags as JSON, None without any; raises ConfigurationError."""
+    listed = checked_tags(tags)
+    return msgspec.json.encode(listed).decode() if listed else None
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags, if they are some; ConfigurationError otherwise."""
     if isinstance(tags, str):
         raise ConfigurationError(f"tags takes several texts, not one: tags=[{tags!r}]")
-    listed = list(tags)
+    listed = tuple(tags)
     for tag in listed:
         if not isinstance(tag, str) or not tag or not tag.isprintable() or len(tag) > NAME_LENGTH:
             raise ConfigurationError(
                 f"The tag {tag!r} cannot be kept; a tag is a printable text of up to "
                 f"{NAME_LENGTH} characters"
             )
-    return msgspec.json.encode(listed).decode() if listed else None
+    return listed

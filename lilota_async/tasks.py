@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -28,7 +29,7 @@ from lilota_async.models.values import (
     checked_duration,
 )
 from lilota_async.options import checked_count
-from lilota_async.registry import Registry, Settings
+from lilota_async.registry import Registry, Settings, checked_tags
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -79,12 +80,24 @@ class Tasks:
         *,
         status: TaskStatus | str | None = None,
         name: str | None = None,
+        tags: Iterable[str] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
         after: UUID | None = None,
         limit: int | None = None,
     ) -> list[Task]:
-        """The tasks from old to new, of this status and of this name when they are given.
+        """The tasks from old to new, or those that fit all that is given.
 
-        `limit` and `after` page: give the id of the last task to get those that follow.
+        Args:
+            status, name: They have this status, and this name.
+            tags: They have each of these tags, which are looked for among what the rest leaves.
+            created_after, created_before: They were scheduled at this time or later, and before
+                that: datetimes with a timezone. An id that is not of `TaskId()`'s making has no
+                time, and may be left out.
+            after: The id of a task, as the last one of a page: those that follow it.
+            limit: So many at most.
+
+        Raises ConfigurationError for what cannot be.
 
         Example:
             >>> failed = await lilota.get_all_tasks(status="failed", limit=50)
@@ -93,8 +106,13 @@ class Tasks:
 
         return await queries.get_tasks(
             self._database(),
-            status=None if status is None else _known_status(status),
-            name=name,
+            queries.Selection(
+                status=None if status is None else _known_status(status),
+                name=name,
+                tags=checked_tags(tags),
+                created_after=_aware("created_after", created_after),
+                created_before=_aware("created_before", created_before),
+            ),
             after=None if after is None else checked_id(after),
             limit=None if limit is None else checked_count("limit", limit),
         )
@@ -107,6 +125,35 @@ class Tasks:
         from lilota_async.storage import queries
 
         return await queries.delete_task(self._database(), checked_id(task_id))
+
+    async def prune(
+        self,
+        older_than: Duration,
+        *,
+        status: TaskStatus | str | None = None,
+        name: str | None = None,
+    ) -> int:
+        """Delete tasks that ended longer ago than `older_than`; returns how many.
+
+        Of this status and name when they are given. Works at any time, in many short
+        transactions. A task whose unique key is still taken is left.
+
+        Raises ConfigurationError for a status that is not one of an end.
+
+        Example:
+            >>> await lilota.prune(timedelta(days=30), status="failed")
+        """
+        from lilota_async.storage.pruning import prune
+
+        known = None if status is None else _known_status(status)
+        if known is not None and not known.is_final:
+            raise ConfigurationError(f"A task that is {known} has not ended; it is not pruned")
+        return await prune(
+            self._database(),
+            checked_duration("older_than", older_than),
+            status=known,
+            names=None if name is None else [name],
+        )
 
     async def stats(self) -> Stats:
         """How much waits, runs and has ended, of each name, and the nodes; works at any time.
@@ -345,6 +392,15 @@ def checked_id(task_id: object) -> UUID:
             f"A task's id is a TaskId, not {task_id!r}; make one of a text by TaskId(text)"
         )
     return task_id
+
+
+def _aware(name: str, time: datetime | None) -> datetime | None:
+    """The time, if it is one; ConfigurationError otherwise."""
+    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
+        raise ConfigurationError(
+            f"{name} must be a datetime with a timezone, such as datetime.now(UTC), not {time!r}"
+        )
+    return time
 
 
 def _known_status(status: TaskStatus | str) -> TaskStatus:

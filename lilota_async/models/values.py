@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID, SafeUUID
 
@@ -40,6 +40,9 @@ class TaskStatus(enum.StrEnum):
         return self not in (TaskStatus.PENDING, TaskStatus.RUNNING)
 
 
+FINAL_STATUSES = tuple(status for status in TaskStatus if status.is_final)
+
+
 class TaskId(UUID, Generic[Output]):
     """A task's id: a UUID of version 7, typed with the output of the task.
 
@@ -65,6 +68,12 @@ class TaskId(UUID, Generic[Output]):
         # What UUID(int=...) does, without its checks: each task is worth three ids.
         object.__setattr__(self, "int", number)
         object.__setattr__(self, "is_safe", SafeUUID.unknown)
+
+    @classmethod
+    def earliest_at(cls, time: datetime) -> TaskId[Any]:
+        """The smallest id that is made at this time, to the millisecond, or later."""
+        milliseconds = min(max(int(time.timestamp() * 1000), 0), (1 << 48) - 1)
+        return TaskId(UUID(int=milliseconds << 80))
 
     def __setattr__(self, name: object, value: object) -> None:  # type: ignore[override]
         if name != "__orig_class__":  # what typing sets after TaskId[Output](...)

@@ -201,7 +201,7 @@ class PostgresqlDialect(Dialect):
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
     def later(self, seconds: str) -> str:
-        return f"{_NOW} + make_interval(secs => {seconds})"
+        return f"{_NOW} + make_interval(secs => CAST({seconds} AS float8))"
 
     def key(self, value: UUID) -> Any:
         return value

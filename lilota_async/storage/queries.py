@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, literal_column, select, text
+import msgspec
+from sqlalchemy import Select, Text, bindparam, literal_column, select, text, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from lilota_async.errors import StoreUnavailable
@@ -15,10 +19,15 @@ from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.backlog import find_full
 from lilota_async.storage.database import Database
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.reading import reading
+from lilota_async.storage.reading import by_index
 from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Bound, BoundedInsert
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+# An id has the time of the node that made it, and the row that of the database.
+_CLOCKS_APART = timedelta(hours=1)
 # Each page is decoded in one go, so that its size bounds how long the event loop stands still.
 _PAGE_ROWS = 250
 # Padded to one of these, the ids of a lookup make few different statements.
@@ -31,26 +40,41 @@ async def get_task(database: Database, task_id: UUID) -> Task | None:
     return rows[0][0] if rows else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which tasks; None for all. They have each of the `tags`.
+
+    They were created at `created_after` or later, and before `created_before`.
+    """
+
+    status: TaskStatus | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+_ALL = Selection()
+
+
 async def get_tasks(
     database: Database,
+    selection: Selection = _ALL,
     *,
-    status: TaskStatus | None = None,
-    name: str | None = None,
     after: UUID | None = None,
     limit: int | None = None,
 ) -> list[Task]:
     """The tasks from old to new; the next page comes `after` the id of the last one."""
     tasks: list[Task] = []
+    wanted = set(selection.tags)
     while limit is None or len(tasks) < limit:
         size = _PAGE_ROWS if limit is None else min(_PAGE_ROWS, limit - len(tasks))
-        page = listing(database.dialect, status, after).limit(size)
-        if name is not None:
-            page = page.where(Task.name == name)
-        rows = await read(database, page)
-        tasks.extend(row[0] for row in rows)
+        page = listing(database.dialect, selection.status, after).limit(size)
+        rows = await read(database, narrowed(page, database.dialect, selection), by_index)
+        tasks.extend(row[0] for row in rows if not wanted or wanted <= _tags(row[0]))
         if len(rows) < size:
             break
-        after = tasks[-1].id
+        after = rows[-1][0].id
     return tasks
 
 
@@ -63,7 +87,7 @@ async def find_full_bound(database: Database, insert: BoundedInsert) -> Bound | 
     """The bound that leaves no room for the rows, or None."""
 
     async def find() -> Bound | None:
-        async with reading(database) as connection:
+        async with by_index(database) as connection:
             return await find_full(create_store(database).dialect, connection, insert)
 
     return await database.undisturbed(find())
@@ -94,10 +118,7 @@ def listing(
     The status stands in the statement as it is: of a bound value no database can know that a
     partial index has all of its rows.
     """
-    key: Any = Task.id
-    if dialect == "sqlite" and status in (TaskStatus.PENDING, TaskStatus.RUNNING):
-        # The plus keeps SQLite from going through all rows for the sake of their order.
-        key = literal_column("+lilota_task.id", Task.id.type)
+    key = _key(dialect, status)
     statement = select(Task).order_by(key.desc() if newest_first else key)
     if after is not None:
         statement = statement.where(key < after if newest_first else key > after)
@@ -112,6 +133,47 @@ def listing(
     for name in ("mysql", "mariadb"):  # theirs is one index that begins with the status
         statement = statement.with_hint(Task, "FORCE INDEX (ix_lilota_task_pending)", name)
     return statement
+
+
+def narrowed(statement: Select[Task], dialect: str, selection: Selection) -> Select[Task]:
+    """By name, by time, which the ids tell about, and roughly by tags, which stand in JSON."""
+    key = _key(dialect, selection.status)
+    if selection.name is not None:
+        name: Any = Task.name
+        if dialect == "sqlite" and selection.status not in (None, TaskStatus.COMPLETED):
+            name = literal_column("+lilota_task.name", Task.name.type)  # as in `_key`
+        statement = statement.where(name == selection.name)
+    for tag in selection.tags:
+        written = msgspec.json.encode(tag).decode()
+        statement = statement.where(type_coerce(Task.tags, Text).contains(written, autoescape=True))
+    if selection.created_after is not None:
+        statement = statement.where(
+            Task.created_at >= selection.created_after,
+            key >= TaskId.earliest_at(selection.created_after - _CLOCKS_APART),
+        )
+    if selection.created_before is not None:
+        statement = statement.where(
+            Task.created_at < selection.created_before,
+            key < TaskId.earliest_at(selection.created_before + _CLOCKS_APART),
+        )
+    return statement
+
+
+def _key(dialect: str, status: TaskStatus | None) -> Any:
+    """The id; for statuses with an index in another order so that none of ids fits it.
+
+    The database would go through all rows for the sake of their order.
+    """
+    if status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+        if dialect == "sqlite":
+            return literal_column("+lilota_task.id", Task.id.type)
+        if dialect == "postgresql":
+            return literal_column(f"NULLIF(lilota_task.id, '{UUID(int=0)}')", Task.id.type)
+    return Task.id
+
+
+def _tags(task: Task) -> set[str]:
+    return set(task.tags) if isinstance(task.tags, list) else set()
 
 
 async def _delete(database: Database, task_id: UUID) -> bool:
@@ -130,29 +192,40 @@ def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:
         yield chunk + [chunk[-1]] * (size - len(chunk))
 
 
-async def read(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+async def read(
+    database: Database,
+    statement: Select[*tuple[Any, ...]],
+    connect: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]] = Database.connect,
+) -> Sequence[Any]:
     """The rows of a select, to whose end it runs even when the caller is cancelled."""
-    return await database.undisturbed(_read(database, statement))
+    return await database.undisturbed(_read(database, statement, connect))
 
 
-async def _read(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+async def _read(
+    database: Database,
+    statement: Select[*tuple[Any, ...]],
+    connect: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]],
+) -> Sequence[Any]:
     """Run a select. A connection that turns out to be dead is replaced once."""
     try:
         try:
-            return await _rows(database, statement)
+            return await _rows(connect(database), statement)
         except StoreUnavailable:
             raise
         except Exception as error:
             if not is_disconnect(error):
                 raise
-            return await _rows(database, statement)
+            return await _rows(connect(database), statement)
     except Exception as error:
         raise database.translate(error) from error
 
 
-async def _rows(database: Database, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+async def _rows(
+    connected: AbstractAsyncContextManager[AsyncConnection],
+    statement: Select[*tuple[Any, ...]],
+) -> Sequence[Any]:
     async with (
-        database.connect() as connection,
+        connected as connection,
         AsyncSession(bind=connection, expire_on_commit=False) as session,
     ):
         rows: Sequence[Any] = (await session.execute(statement)).all()

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from lilota_async.models.stats import NameStats, NodeStats, Stats
 from lilota_async.models.types import TaskIdType, UtcDateTime
 from lilota_async.storage.database import Database
-from lilota_async.storage.reading import reading
+from lilota_async.storage.reading import by_index, names_of_tasks
 from lilota_async.storage.stores import create_store
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LATEST_ROWS = 1000
 MOST_FAILED = 10_000
-MOST_NAMES = 1000
 WINDOW_SECONDS = 300.0
 
 
@@ -40,7 +39,7 @@ async def read_throughput(database: Database, names: Sequence[str]) -> float:
     """How many tasks of these names have lately finished per second."""
 
     async def read() -> float:
-        async with reading(database) as c:
+        async with by_index(database) as c:
             reader = _Reader(c, create_store(database).dialect)
             return sum([(await reader.ended(name)).throughput for name in names])
 
@@ -48,14 +47,14 @@ async def read_throughput(database: Database, names: Sequence[str]) -> float:
 
 
 async def _read(database: Database, names: set[str], lease_seconds: float) -> Stats:
-    async with reading(database) as c:
+    async with by_index(database) as c:
         reader = _Reader(c, create_store(database).dialect)
         nodes = await reader.nodes(lease_seconds)
         live = [node for node in nodes if node.is_live]
         claimable = {name for node in live for name in node.names}
         waiting = await reader.waiting()
         running = await reader.running()
-        names |= {*claimable, *waiting, *running, *await reader.names()}
+        names |= {*claimable, *waiting, *running, *await names_of_tasks(c)}
         named = {}
         for name in sorted(names):
             slots = sum(node.slots for node in live if name in node.names)
@@ -131,19 +130,6 @@ class _Reader:
             SELECT name, COUNT(*) AS running FROM {self._dialect.running_table}
             WHERE status = 'running' GROUP BY name""")
         return {row.name: row.running for row in await self._all(statement)}
-
-    async def names(self) -> list[str]:
-        """The names in the table: each is found from the one before, by the index."""
-        statement = text("""
-            WITH RECURSIVE known (name) AS (
-                SELECT MIN(name) FROM lilota_task
-                UNION ALL
-                SELECT (SELECT MIN(task.name) FROM lilota_task AS task
-                    WHERE task.name > known.name)
-                FROM known WHERE known.name IS NOT NULL
-            )
-            SELECT name FROM known WHERE name IS NOT NULL LIMIT :limit""")
-        return [row.name for row in await self._all(statement, limit=MOST_NAMES)]
 
     async def ended(self, name: str) -> _Ended:
         """What the latest finished tasks of this name tell."""

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 
 from lilota_async.errors import SchemaMissing, StoreUnavailable, TaskIsRunning
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
-from lilota_async.storage.queries import delete_task, get_states, get_task, get_tasks, listing
+from lilota_async.storage.queries import (
+    Selection,
+    delete_task,
+    get_states,
+    get_task,
+    get_tasks,
+    listing,
+)
+from lilota_async.storage.reading import by_index
 from lilota_async.storage.store import Store
+from tests.storage.plans import reads_whole_table, recording
 from tests.storage.support import checked_out, claim, eventually, insert, new_task, raw, row_of
 
 pytestmark = pytest.mark.anyio
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+TOMORROW = YESTERDAY + timedelta(days=2)
 
 
 async def test_no_row_is_none(database: Database) -> None:
@@ -35,12 +48,12 @@ async def test_tasks_come_from_old_to_new(database: Database, store: Store) -> N
     page = await get_tasks(database, limit=300)
     assert [task.id for task in page] == ids[:300]
     assert [task.id for task in await get_tasks(database, after=page[-1].id)] == ids[300:]
-    assert [task.id for task in await get_tasks(database, name="add")] == ids[::2]
-    running = await get_tasks(database, status=TaskStatus.RUNNING, limit=1000)
+    assert [task.id for task in await get_tasks(database, Selection(name="add"))] == ids[::2]
+    running = await get_tasks(database, Selection(status=TaskStatus.RUNNING), limit=1000)
     assert len(running) == 100
     assert await get_tasks(database, limit=0) == []
-    assert await get_tasks(database, name="ADD") == []
-    assert await get_tasks(database, name="add ") == []
+    assert await get_tasks(database, Selection(name="ADD")) == []
+    assert await get_tasks(database, Selection(name="add ")) == []
 
 
 @pytest.mark.parametrize("status", [s for s in TaskStatus if s is not TaskStatus.COMPLETED])
@@ -57,9 +70,9 @@ async def test_listing_reads_no_completed_rows(
         await raw(database, f"UPDATE lilota_task SET status = '{status}' WHERE id = :id", id=key)
     if database.dialect == "postgresql":
         await raw(database, "ANALYZE lilota_task")
-    listed = await get_tasks(database, status=status, name="add", limit=10)
+    listed = await get_tasks(database, Selection(status=status, name="add"), limit=10)
     assert [task.id for task in listed] == [task.id for task in wanted]
-    page = await get_tasks(database, status=status, after=wanted[0].id)
+    page = await get_tasks(database, Selection(status=status), after=wanted[0].id)
     assert [task.id for task in page] == [task.id for task in wanted[1:]]
     statement = listing(database.dialect, status, wanted[0].id).limit(10)
     async with database.connect() as connection:
@@ -155,3 +168,40 @@ async def test_cancelled_reads_leak_no_connection(database: Database, store: Sto
 
     await eventually(all_back)
     assert len(await get_tasks(database)) == 50
+
+
+@pytest.mark.parametrize(
+    ("selection", "index"),
+    [
+        (Selection(), None),
+        (Selection(tags=("x",)), None),
+        (Selection(name="add"), "name"),
+        (Selection(name="add", status=TaskStatus.COMPLETED, tags=("x",)), "name"),
+        (Selection(name="other", status=TaskStatus.PENDING), "pending"),
+        (Selection(name="other", status=TaskStatus.RUNNING), "running"),
+        (Selection(name="other", status=TaskStatus.CANCELLED), "unsuccessful"),
+        (Selection(created_after=YESTERDAY), None),
+        (Selection(created_after=YESTERDAY, created_before=TOMORROW), None),
+        (Selection(created_before=TOMORROW, status=TaskStatus.FAILED), "unsuccessful"),
+        (Selection(created_after=YESTERDAY, status=TaskStatus.PENDING), "pending"),
+    ],
+)
+async def test_every_filter_goes_by_an_index(
+    database: Database, store: Store, selection: Selection, index: str | None
+) -> None:
+    """By the primary key or one of the others, after statistics of a full queue too."""
+    await insert(database, store, [new_task("other") for _ in range(2000)])
+    await insert(database, store, [new_task() for _ in range(5)])
+    if database.dialect == "postgresql":
+        await raw(database, "ANALYZE lilota_task")
+    await raw(database, "UPDATE lilota_task SET status = 'completed'")
+    with recording(database) as recorded:
+        await get_tasks(database, selection, after=TaskId(UUID(int=0)), limit=10)
+        async with by_index(database) as connection:
+            recorded.statements[:] = [each for each in recorded.statements if "ORDER" in each[0]]
+            (plan,) = await recorded.plans(connection)
+    assert not reads_whole_table(plan)
+    if database.dialect == "postgresql":
+        assert f"ix_lilota_task_{index}" in plan if index else "lilota_task_pkey" in plan
+    if database.dialect == "sqlite":
+        assert f"ix_lilota_task_{index}" in plan if index else "autoindex_lilota_task_1" in plan
