@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -48,11 +47,11 @@ PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core", "lilota_async.
 
 
 class Node:
-    """The parts of a started Lilota. `pid` is the process it was started in."""
+    """The parts of a started Lilota, which belong to the event loop that it was started in."""
 
     def __init__(self, options: NodeOptions, registry: Registry, database: Database) -> None:
         self.id: UUID = TaskId()
-        self.pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
         self.store = create_store(database)
         self.writer = Writer(database, self.store, store_timeout=options.store_timeout)
         self.events = Events(lambda ids: queries.get_states(database, list(ids)))
@@ -158,12 +157,20 @@ class Node:
         """Whether new tasks are taken."""
         return self._accepting
 
-    def check_process(self) -> None:
-        """Raise ConfigurationError in a process that was forked from the one of `start()`."""
-        if os.getpid() != self.pid:
+    def check_loop(self) -> None:
+        """Raise ConfigurationError elsewhere than in the event loop of `start()`.
+
+        A process that was forked from it runs another one.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # what asyncio says in a fork
+            loop = None
+        if loop is not self._loop:
             raise ConfigurationError(
-                "lilota was started before this process was forked and cannot be shared with it; "
-                "start it in each worker process, as in the lifespan of the application"
+                "lilota was started in another event loop, or before this process was forked, and "
+                "cannot be shared with it; start it in each loop and worker process, as in the "
+                "lifespan of the application"
             )
 
     async def health(self, timeout: float) -> Health:

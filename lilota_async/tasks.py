@@ -348,7 +348,7 @@ class Tasks:
     def _require_node(self, action: str) -> Node:
         if self._node is None:
             raise NotRunning(action)
-        self._node.check_process()
+        self._node.check_loop()
         return self._node
 
     def _database(self) -> Database:

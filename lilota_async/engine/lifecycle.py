@@ -47,7 +47,7 @@ class Intent(StrEnum):
     LEASE_LOST = "lease_lost"
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True):
+class End(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All that is known when an attempt is over."""
 
     claimed: ClaimedTask
@@ -60,7 +60,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int | None = None  # of all its processes, where that was watched
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why an attempt failed, and what the retry policy looks at."""
 
     exception: dict[str, Any]

@@ -42,7 +42,7 @@ OOM_CHECK_SECONDS = 1.0
 logger = logging.getLogger("lilota_async")
 
 
-class Crash(msgspec.Struct, frozen=True, kw_only=True):
+class Crash(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The process ended while it ran the attempt; what it used, as far as that is known.
 
     `out_of_memory`: the kernel has killed for want of memory meanwhile, most likely this one.
@@ -58,7 +58,7 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True):
     traceback: str = ""
 
 
-class Unstarted(msgspec.Struct, frozen=True):
+class Unstarted(msgspec.Struct, frozen=True, gc=False):
     """The attempt's code was never begun, which costs the task nothing."""
 
 

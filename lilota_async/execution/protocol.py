@@ -24,7 +24,7 @@ class ProtocolError(Exception):
     """The task process wrote something else than frames of messages."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt to run; crosses to the task process inside the executor's own queue.
 
     `definition` is the pickled `registry.Definition`: made from the registration in this
@@ -43,7 +43,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     reports_start: bool = False
 
 
-class Begin(msgspec.Struct, tag=True, frozen=True):
+class Begin(msgspec.Struct, tag=True, frozen=True, gc=False):
     """The attempt is the one to blame from now on.
 
     `cpu_seconds` is what the process has used before it.
@@ -53,23 +53,23 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
     cpu_seconds: float = 0.0
 
 
-class Started(msgspec.Struct, tag=True, frozen=True):
+class Started(msgspec.Struct, tag=True, frozen=True, gc=False):
     """The task's own code starts: its timeout counts from here."""
 
     serial: int
 
 
-class Progress(msgspec.Struct, tag=True, frozen=True):
+class Progress(msgspec.Struct, tag=True, frozen=True, gc=False):
     serial: int
     percentage: int
 
 
-class Checkpoint(msgspec.Struct, tag=True, frozen=True):
+class Checkpoint(msgspec.Struct, tag=True, frozen=True, gc=False):
     serial: int
     state: msgspec.Raw
 
 
-class LogRecord(msgspec.Struct, tag=True, frozen=True):
+class LogRecord(msgspec.Struct, tag=True, frozen=True, gc=False):
     """One record of the task process's `logging`, formatted as far as it needs objects."""
 
     serial: int
@@ -82,7 +82,7 @@ class LogRecord(msgspec.Struct, tag=True, frozen=True):
     exception: str | None = None
 
 
-class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True, gc=False):
     """What came of an attempt that ended by itself.
 
     `failure` is None for success; else a dict of `kind`, `type`, `message`, `traceback`.

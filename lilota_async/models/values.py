@@ -162,7 +162,7 @@ class Retry:
                 )
 
 
-class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
+class TaskEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One thing that happened to a task, as `watch()` yields it.
 
     `kind` is `status`, `progress` or `log`; `log` is the text that was written, or None.

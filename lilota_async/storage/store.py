@@ -414,18 +414,20 @@ def _appended(failures: str | None, exception: str | None, attempt: int) -> str 
 
 
 def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
-    """The task of a claimed row."""
+    """The task of a claimed row, which begins with CLAIMED_COLUMNS."""
+    # By position: ten columns of each task are not looked up by name.
+    task_id, name, _, data, most, timeout, tags, checkpoint, failures, nominal_time = row[:10]
     return ClaimedTask(
-        attempt=Attempt(id=TaskId(row.id), number=attempts, node_id=claim.node_id),
-        name=row.name,
+        attempt=Attempt(id=TaskId(task_id), number=attempts, node_id=claim.node_id),
+        name=name,
         pid=pid,
-        input=row.input,
-        max_attempts=row.max_attempts,
-        timeout_seconds=limit_seconds(row.timeout_seconds),
-        tags=row.tags,
-        checkpoint=row.checkpoint,
-        failures=row.failures,
-        nominal_time=utc(row.nominal_time),
+        input=data,
+        max_attempts=most,
+        timeout_seconds=limit_seconds(timeout),
+        tags=tags,
+        checkpoint=checkpoint,
+        failures=failures,
+        nominal_time=utc(nominal_time),
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from lilota_async.models.values import TaskId, TaskStatus
 
 
-class NewTask(msgspec.Struct, frozen=True, kw_only=True):
+class NewTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A row to insert: pending, or running at once by this node in the process `pid`.
 
     Due at `run_at`, or after `delay_seconds`. A `unique_key` is taken until the task is final,
@@ -43,14 +43,14 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_at is None and not self.delay_seconds
 
 
-class Bound(msgspec.Struct, frozen=True, kw_only=True):
+class Bound(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The most tasks of a name that may wait; without a name, of all."""
 
     name: str | None
     most: int
 
 
-class BoundedInsert(msgspec.Struct, frozen=True, kw_only=True):
+class BoundedInsert(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Rows to insert, all or none, if there is room for them and for `more` to follow."""
 
     tasks: Sequence[NewTask]
@@ -63,7 +63,7 @@ class BoundedInsert(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.tasks) + self.more
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request for due tasks of `names`: at most one for each of `pids`."""
 
     node_id: UUID
@@ -72,7 +72,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     created_before: datetime | None = None
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Identifies one attempt: the fence of every write after the claim."""
 
     id: TaskId
@@ -80,7 +80,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     node_id: UUID
 
 
-class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A task that the claim has made running, with what its attempt needs."""
 
     attempt: Attempt
@@ -95,7 +95,7 @@ class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True):
     nominal_time: datetime | None = None
 
 
-class LostTask(msgspec.Struct, frozen=True, kw_only=True):
+class LostTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A running task whose node is gone; `attempt` is fenced with the node that adopted it."""
 
     attempt: Attempt
@@ -104,7 +104,7 @@ class LostTask(msgspec.Struct, frozen=True, kw_only=True):
     is_cancel_requested: bool
 
 
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
+class Cost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an attempt used, as far as known, and the tail of what it wrote."""
 
     cpu_seconds: float | None = None
@@ -112,7 +112,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     log: str | None = None
 
 
-class Finish(msgspec.Struct, frozen=True, kw_only=True):
+class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """running -> completed, failed or cancelled. `progress` None keeps the row's own."""
 
     attempt: Attempt
@@ -124,7 +124,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost = Cost()
 
 
-class Requeue(msgspec.Struct, frozen=True, kw_only=True):
+class Requeue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """running -> pending, due after `delay_seconds`.
 
     An attempt that is not `counted` never started: its number is given to the next one.
@@ -140,7 +140,7 @@ class Requeue(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost = Cost()
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """running -> running: progress and checkpoint; None keeps the row's own."""
 
     attempt: Attempt
@@ -148,7 +148,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str | None = None
 
 
-class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A started Lilota, as other nodes see it.
 
     `machine` names the kernel boot and PID namespace, `pid_started` the process's own start
@@ -166,7 +166,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The tasks that it runs."""
 
 
-class LiveNode(msgspec.Struct, frozen=True, kw_only=True):
+class LiveNode(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A registered node; `silent_seconds` since its last heartbeat, by the database clock."""
 
     id: UUID
