@@ -41,6 +41,9 @@ class Kind(enum.IntEnum):
     CLAIM = 6
 
 
+ALL_KINDS = frozenset(Kind)
+
+
 class Operation(msgspec.Struct, kw_only=True, eq=False):
     """One call that waits for its commit, or for its `deadline` on the clock of the loop.
 
@@ -108,21 +111,56 @@ def _size_of_failure(value: Finish | Requeue) -> int:
     return len(value.exception or "") + len(value.failures or "") + len(value.cost.log or "")
 
 
-def take(queue: list[Operation]) -> list[Operation]:
-    """Take the next flush from the front of the queue: as much as fits, sorted by kind."""
-    rows = size = count = 0
-    for operation in queue:
+def take(queue: list[Operation], kinds: frozenset[Kind] = ALL_KINDS) -> list[Operation]:
+    """Take the next flush of these kinds from the front of the queue: what fits, sorted by kind."""
+    rows = size = 0
+    taken: list[Operation] = []
+    left: list[Operation] = []
+    for number, operation in enumerate(queue):
+        if operation.kind not in kinds:
+            left.append(operation)
+            continue
         rows += operation.rows
         size += operation.size
         full = rows > _MOST_ROWS or size > _MOST_CHARACTERS or operation.is_suspicious
-        if count and full:
+        if taken and full:
+            left += queue[number:]
             break
-        count += 1
+        taken.append(operation)
         if operation.is_suspicious:
+            left += queue[number + 1 :]
             break
-    taken = queue[:count]
-    del queue[:count]
+    queue[:] = left
     return sorted(taken, key=lambda operation: operation.kind)
+
+
+class Turns:
+    """Whose turn it is, where a batch of one kind is one statement and needs no transaction.
+
+    The kinds follow each other in their order, so that none waits for more than one of each
+    other. Reports go with the ends of attempts, which they must not come after.
+    """
+
+    _ORDER = (
+        frozenset({Kind.ADMIT}),
+        frozenset({Kind.INSERT}),
+        frozenset({Kind.REPORT, Kind.FINISH, Kind.REQUEUE}),
+        frozenset({Kind.EXECUTE}),
+        frozenset({Kind.CLAIM}),
+    )
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self, queue: Sequence[Operation]) -> frozenset[Kind]:
+        """The kinds that are next, of those that wait."""
+        waiting = {operation.kind for operation in queue}
+        for step in range(1, len(self._ORDER) + 1):
+            turn = (self._last + step) % len(self._ORDER)
+            if not waiting.isdisjoint(self._ORDER[turn]):
+                self._last = turn
+                return self._ORDER[turn]
+        return ALL_KINDS
 
 
 async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) -> list[Any]:

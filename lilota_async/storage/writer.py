@@ -17,7 +17,7 @@ import anyio
 
 from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import Kind, Operation, apply, payload_size, take
+from lilota_async.storage.batch import Kind, Operation, Turns, apply, payload_size, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
@@ -65,6 +65,7 @@ class Writer:
         self._store_timeout = store_timeout
         self._link = Link(database, store.prepare)
         self._queue: list[Operation] = []
+        self._turns = Turns()
         self._in_flight: list[Operation] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -203,7 +204,7 @@ class Writer:
             if not self._queue and self._link.is_up:
                 await self._wake.wait()
             self._wake.clear()
-            self._in_flight = take(self._queue)
+            self._in_flight = self._take()
             loop = asyncio.get_running_loop()
             self._expiry = loop.call_later(_EXPIRY_PERIOD, self._expire)
             self._flushing_since = loop.time()
@@ -218,6 +219,11 @@ class Writer:
                 self._expiry.cancel()
                 self._flushing_since = None
             self._in_flight = []
+
+    def _take(self) -> list[Operation]:
+        if self._store.one_statement_batches:
+            return take(self._queue, self._turns.next(self._queue))
+        return take(self._queue)
 
     async def _flush(self, batch: list[Operation], tries: int = 1) -> None:
         """Commit the batch; of one that cannot be committed, find the part that is to blame."""
