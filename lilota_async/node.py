@@ -169,8 +169,8 @@ class Node:
         if loop is not self._loop:
             raise ConfigurationError(
                 "lilota was started in another event loop, or before this process was forked, and "
-                "cannot be shared with it; start it in each loop and worker process, as in the "
-                "lifespan of the application"
+                "cannot be shared with it; start it in each worker process and each loop, as in "
+                "the lifespan of the application"
             )
 
     async def health(self, timeout: float) -> Health:

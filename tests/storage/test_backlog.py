@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lilota_async.errors import ScheduleUnknown, StoreUnavailable
+from lilota_async.errors import ScheduleUnknown
+from lilota_async.models import TaskId
 from lilota_async.storage.backlog import find_full
 from lilota_async.storage.database import Database
 from lilota_async.storage.queries import get_task
 from lilota_async.storage.store import Store
 from lilota_async.storage.stores import create_store
-from lilota_async.storage.transitions import Bound, BoundedInsert
+from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 from lilota_async.storage.writer import Writer
 from tests.storage.plans import reads_whole_table, recording
 from tests.storage.support import claim, insert, new_task, raw
@@ -112,15 +116,19 @@ async def test_the_count_goes_by_the_index_of_pending_rows(
         await connection.invalidate()
 
 
-async def test_a_commit_in_doubt_tells_the_ids(database: Database, store: Store) -> None:
+async def test_a_commit_in_doubt_tells_the_ids(
+    database: Database, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When the database hangs, the caller learns which ids to look up."""
-    writer = Writer(database, store, store_timeout=0.3)
-    async with writer:
-        hanging = asyncio.create_task(writer.execute(lambda _c: asyncio.sleep(1.0)))
+    insert = store.insert
+
+    async def hang(c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        await asyncio.sleep(1.0)
+        return await insert(c, tasks)
+
+    monkeypatch.setattr(store, "insert", hang)
+    async with Writer(database, store, store_timeout=0.3) as writer:
         wanted = _bounded(OWN)
-        admitting = asyncio.create_task(writer.admit(wanted))  # goes into the same transaction
         with pytest.raises(ScheduleUnknown) as caught:
-            await admitting
+            await writer.admit(wanted)
         assert caught.value.task_id == wanted.tasks[0].id
-        with pytest.raises(StoreUnavailable):
-            await hanging
