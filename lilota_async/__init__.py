@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lilota_async.core import Lilota
     from lilota_async.errors import (
         Abort,
+        AlreadyScheduled,
         InvalidInput,
         LilotaError,
         NotRunning,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         TaskFailed,
         TaskStopped,
         TaskTimeout,
+        UniqueKeyTaken,
     )
     from lilota_async.execution.context import CurrentTask, current_task
     from lilota_async.models.stats import NameStats, NodeStats, Stats
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Abort",
+    "AlreadyScheduled",
     "CurrentTask",
     "InvalidInput",
     "Lilota",
@@ -64,6 +67,7 @@ __all__ = [
     "TaskStatus",
     "TaskStopped",
     "TaskTimeout",
+    "UniqueKeyTaken",
     "current_task",
 ]
 

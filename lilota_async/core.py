@@ -23,6 +23,7 @@ from lilota_async.execution.context import refuse_in_task_process
 from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
     NodeOptions,
+    OnConflict,
     Retention,
     RowOptions,
     ScheduleOptions,
@@ -36,7 +37,7 @@ from lilota_async.options import (
 )
 from lilota_async.registration import Registration
 from lilota_async.registry import TaskFunction
-from lilota_async.scheduling import new_task
+from lilota_async.scheduling import checked_conflict, new_task
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -262,6 +263,9 @@ class Lilota(Registration):
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        unique_key: str | None = None,
+        unique_for: Duration | None = None,
+        on_conflict: OnConflict = "return_existing",
         task_id: TaskId[Any] | None = None,
         session: CallersSession | None = None,
     ) -> TaskId[Any]:
@@ -277,6 +281,12 @@ class Lilota(Registration):
                 database's clock counts.
             priority, timeout: Instead of what `register()` said.
             tags: Texts to find the task by.
+            unique_key: At most one task of this name with this key is not final.
+            unique_for: The key is taken for that long after it was scheduled, also by a task
+                that is final sooner.
+            on_conflict: When another task has the key, `return_existing` returns its id,
+                `reject` raises AlreadyScheduled, and `replace` lets a pending one take this
+                input and these settings, and returns its id.
             task_id: An id of the caller's making; scheduling it again makes no second row.
             session: An `AsyncSession` or `AsyncConnection` on the same database: the row is
                 written in its transaction, and the task runs once that is committed.
@@ -284,6 +294,8 @@ class Lilota(Registration):
         Raises:
             NotRunning: `start()` was not called, or `stop()` was.
             UnknownTask, InvalidInput: The task or its input is not right.
+            AlreadyScheduled: Another task has the key, and `on_conflict` is `reject`, or it is
+                `replace` and that task is not pending any more.
             QueueFull: As many tasks wait as `max_pending` allows; nothing was written.
             ConfigurationError: A setting cannot work, or `session` is on another database.
             StoreUnavailable: The database did not take the row in `store_timeout`.
@@ -298,8 +310,13 @@ class Lilota(Registration):
             priority=priority,
             timeout=timeout,
             tags=tags,
+            unique_key=unique_key,
+            unique_for=unique_for,
             task_id=task_id,
         )
+        if unique_key is not None or on_conflict != "return_existing":
+            on_conflict = checked_conflict(on_conflict, unique_key)
+            return await node.insert_unique(row, on_conflict, session)
         if session is not None:
             await node.insert_with(session, [row])
         elif task_id is None:

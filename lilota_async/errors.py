@@ -9,6 +9,8 @@ The tree::
     ├── NotRunning              schedule() or stop() of what is not running
     ├── UnknownTask             schedule() of a name that nobody registered
     ├── InvalidInput            schedule() with a value that does not fit
+    ├── AlreadyScheduled        schedule() with a unique key that another task has
+    ├── UniqueKeyTaken          retry() of a task whose unique key another task has
     ├── QueueFull               schedule() while as many wait as max_pending allows
     ├── TaskNotFound            no row has this id
     ├── TaskIsRunning           delete_task_by_id() of a running task
@@ -112,6 +114,36 @@ class QueueFull(LilotaError, RuntimeError):
         super().__init__(
             f"There is no room among the {max_pending} {tasks} that may wait; schedule again in "
             f"about {retry_after:.0f} s, run more nodes, or raise max_pending"
+        )
+
+
+class AlreadyScheduled(LilotaError, RuntimeError):
+    """Another task of this name has the unique key; nothing was written.
+
+    `task_id` is that task's id, `unique_key` the key.
+    """
+
+    def __init__(self, name: str, unique_key: str, task_id: UUID, status: str) -> None:
+        self.unique_key = unique_key
+        self.task_id = task_id
+        super().__init__(
+            f"Task {name!r} is scheduled with the unique key {unique_key!r} already, and "
+            f"{status}: {task_id}; wait for that one, or use another key"
+        )
+
+
+class UniqueKeyTaken(LilotaError, RuntimeError):
+    """The unique key of the task that was to run again is another task's; nothing was written.
+
+    `task_id` is that task's id, `unique_key` the key.
+    """
+
+    def __init__(self, retried: UUID, unique_key: str, task_id: UUID) -> None:
+        self.unique_key = unique_key
+        self.task_id = task_id
+        super().__init__(
+            f"Task {retried} cannot be run again, since its unique key {unique_key!r} is that "
+            f"of task {task_id} now; retry it when that one is final"
         )
 
 

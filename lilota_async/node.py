@@ -22,12 +22,13 @@ from lilota_async.engine.housekeeping import Housekeeping
 from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
+from lilota_async.engine.uniqueness import UniqueInserts
 from lilota_async.errors import ConfigurationError, NotRunning, QueueFull, StoreError
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
 from lilota_async.execution.processes import ProcessPool, Recycling
 from lilota_async.models.values import Health, TaskId
-from lilota_async.options import NodeOptions
+from lilota_async.options import NodeOptions, OnConflict
 from lilota_async.registry import Registry
 from lilota_async.storage import queries
 from lilota_async.storage.database import Database
@@ -90,6 +91,11 @@ class Node:
         self._backlog = Backlog(
             options.max_pending, registry, self.writer, partial(read_throughput, database)
         )
+        self._unique = UniqueInserts(
+            lambda: Writer(database, self.store, store_timeout=options.store_timeout),
+            self._backlog,
+            self.store.unique_keys,
+        )
         self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.look)
         self._housekeeping = Housekeeping(
             options.retention, registry, partial(delete_some, database)
@@ -111,6 +117,7 @@ class Node:
             await (migrate if self._options.migrate else check)(self._database)
             await self.writer.start()
             parts.push_async_callback(self.writer.close)
+            parts.push_async_callback(self._unique.close)
             parts.push_async_callback(self.events.close)
             for pool in self._pools.values():
                 parts.push_async_callback(pool.close)
@@ -193,14 +200,10 @@ class Node:
 
         `more` rows are to follow, for which there must be room as well.
         """
-        bounds = self._backlog.bounds_of(tasks[0].name)
         written = True  # a caller that was cancelled may have a row all the same
         with self._insertion():
             try:
-                if bounds:
-                    await self._backlog.insert(tasks, bounds, more)
-                else:
-                    await self.writer.insert(tasks)
+                await self._backlog.insert(tasks, more)
             except QueueFull:
                 written = False
                 raise
@@ -220,15 +223,32 @@ class Node:
 
     async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
         """Write new rows in a transaction of the application's; they run once it commits."""
+        with self._insertion():
+            await self._check_room(tasks)
+            await self._enlistment.insert(session, tasks)
+
+    async def insert_unique(
+        self, task: NewTask, on_conflict: OnConflict, session: CallersSession | None
+    ) -> TaskId:
+        """Commit a new row, unless another has its key; returns the id that has it then."""
+        with self._insertion():
+            if session is not None:
+                await self._check_room([task])
+                return await self._enlistment.insert_unique(session, task, on_conflict)
+            try:
+                return await self._unique.insert(task, on_conflict)
+            finally:
+                self.dispatcher.on_inserted([task])
+
+    async def _check_room(self, tasks: list[NewTask]) -> None:
+        """Raise QueueFull, as far as can be told without the lock of the backlog."""
         bounds = self._backlog.bounds_of(tasks[0].name)
         if bounds:
-            # Not under the lock, which would last as long as the application's transaction.
+            # The lock would last as long as the application's transaction.
             wanted = BoundedInsert(tasks=tasks, bounds=bounds)
             full = await queries.find_full_bound(self._database, wanted)
             if full is not None:
                 raise await self._backlog.error(full)
-        with self._insertion():
-            await self._enlistment.insert(session, tasks)
 
     async def _insert_running(self, task: NewTask, slot: Slot) -> None:
         with self._insertion():

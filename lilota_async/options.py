@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import (
     FINAL_STATUSES,
+    NAME_LENGTH,
     Duration,
     Retry,
     TaskId,
@@ -32,6 +33,7 @@ _UNITS = {"": 1, "b": 1} | {
 }
 Executor = Literal["process", "thread", "loop"]
 OnInterrupt = Literal["requeue", "fail"]
+OnConflict = Literal["return_existing", "reject", "replace"]
 StartMethod = Literal["forkserver", "spawn"]
 Retention: TypeAlias = Duration | Mapping[TaskStatus | str, Duration | None]
 PRIORITIES = range(-(2**31), 2**31)  # what a column of the databases holds
@@ -100,6 +102,15 @@ def checked_fields(name: str, value: object) -> bool | tuple[str, ...]:
     raise ConfigurationError(f'{name} takes field names, such as ["password"], or True for all')
 
 
+def checked_key(name: str, key: object) -> str:
+    """A key that every database can hold; ConfigurationError otherwise."""
+    if not isinstance(key, str) or not key or not key.isprintable() or len(key) > NAME_LENGTH:
+        raise ConfigurationError(
+            f"{name} must be a printable text of 1 to {NAME_LENGTH} characters, not {key!r:.250}"
+        )
+    return key
+
+
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ConfigurationError unless `value` is among the texts of a Literal."""
     if value not in get_args(choices):
@@ -145,12 +156,15 @@ class RowOptions(TypedDict, total=False):
     priority: int | None
     timeout: Duration | None
     tags: Iterable[str]
+    unique_key: str | None
+    unique_for: Duration | None
     task_id: TaskId[Any] | None
 
 
 class ScheduleOptions(RowOptions, total=False):
     """The keywords of `schedule()`."""
 
+    on_conflict: OnConflict
     session: CallersSession | None
 
 

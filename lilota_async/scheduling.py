@@ -9,14 +9,14 @@ from typing_extensions import Unpack
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, TaskId, checked_duration
-from lilota_async.options import RowOptions, checked_priority
+from lilota_async.options import OnConflict, RowOptions, check_choice, checked_key, checked_priority
 from lilota_async.registry import RegisteredTask, encode_tags
 from lilota_async.tasks import checked_id
 
 if TYPE_CHECKING:
     from lilota_async.storage.transitions import NewTask
 
-LONGEST_DELAY_SECONDS = 100 * 365 * 86_400.0
+LONGEST_SECONDS = 100 * 365 * 86_400.0
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all the same
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)  # what every database can hold
 
@@ -29,6 +29,9 @@ def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOption
     task_id, priority = options.get("task_id"), options.get("priority")
     timeout = options.get("timeout")
     delay_seconds, run_at = checked_due(options.get("delay"), options.get("run_at"))
+    unique_key, unique_seconds = checked_uniqueness(
+        options.get("unique_key"), options.get("unique_for")
+    )
     return NewTask(
         id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
         name=registered.name,
@@ -41,7 +44,37 @@ def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOption
             settings.timeout_seconds if timeout is None else checked_duration("timeout", timeout)
         ),
         tags=encode_tags(options.get("tags", ())),
+        unique_key=unique_key,
+        unique_seconds=unique_seconds,
     )
+
+
+def checked_uniqueness(
+    unique_key: str | None, unique_for: Duration | None
+) -> tuple[str | None, float | None]:
+    """The key, and for how many seconds at least it is taken; ConfigurationError."""
+    if unique_key is None:
+        if unique_for is not None:
+            raise ConfigurationError("unique_for= is of no use without unique_key=; give both")
+        return None, None
+    seconds = None if unique_for is None else checked_span("unique_for", unique_for)
+    return checked_key("unique_key", unique_key), seconds
+
+
+def checked_conflict(on_conflict: OnConflict, unique_key: str | None) -> OnConflict:
+    """What to do when another task has the key; ConfigurationError where there is none."""
+    check_choice("on_conflict", on_conflict, OnConflict)
+    if unique_key is None and on_conflict != "return_existing":
+        raise ConfigurationError("on_conflict= is of no use without unique_key=; give both")
+    return on_conflict
+
+
+def checked_span(name: str, duration: Duration) -> float:
+    """A duration in seconds that ends within what the databases can hold."""
+    seconds = checked_duration(name, duration)
+    if seconds > LONGEST_SECONDS:
+        raise ConfigurationError(f"{name} must be 100 years at most, not {seconds:g} s")
+    return seconds
 
 
 def checked_due(delay: Duration | None, run_at: datetime | None) -> tuple[float, datetime | None]:
@@ -49,10 +82,7 @@ def checked_due(delay: Duration | None, run_at: datetime | None) -> tuple[float,
     if delay is not None and run_at is not None:
         raise ConfigurationError("A task takes delay= or run_at=, not both; leave one out")
     if delay is not None:
-        seconds = checked_duration("delay", delay)
-        if seconds > LONGEST_DELAY_SECONDS:
-            raise ConfigurationError(f"delay must be 100 years at most, not {seconds:g} s")
-        return seconds, None
+        return checked_span("delay", delay), None
     if run_at is None:
         return 0.0, None
     if not isinstance(run_at, datetime):

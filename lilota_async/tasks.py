@@ -300,7 +300,7 @@ class Tasks:
         """Put a final task back to `pending`, with as many attempts as its policy gives.
 
         Its earlier failures stay on the row. False: it is not final, or there is none.
-        Raises NotRunning.
+        Raises NotRunning, and UniqueKeyTaken when another task has its unique key by now.
         """
         node = self._require_node("retry()")
         task = await self.get_task_by_id(task_id)

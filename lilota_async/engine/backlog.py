@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from lilota_async.errors import QueueFull, StoreError
+from lilota_async.models.values import TaskId
 from lilota_async.registry import Registry
 from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 from lilota_async.storage.writer import Writer
@@ -42,11 +43,21 @@ class Backlog:
         bounds = () if self._most is None else (Bound(name=None, most=self._most),)
         return bounds if own is None else (*bounds, Bound(name=name, most=own))
 
-    async def insert(self, tasks: Sequence[NewTask], bounds: tuple[Bound, ...], more: int) -> None:
-        """Commit the rows, or raise QueueFull; `more` rows are to follow."""
-        outcome = await self._writer.admit(BoundedInsert(tasks=tasks, bounds=bounds, more=more))
+    async def insert(
+        self, tasks: Sequence[NewTask], more: int = 0, writer: Writer | None = None
+    ) -> set[TaskId]:
+        """Commit rows of one name, or raise QueueFull; `more` rows are to follow.
+
+        Returns those that were not written because of their unique key.
+        """
+        writer = writer or self._writer
+        bounds = self.bounds_of(tasks[0].name)
+        if not bounds:
+            return await writer.insert(tasks)
+        outcome = await writer.admit(BoundedInsert(tasks=tasks, bounds=bounds, more=more))
         if isinstance(outcome, Bound):
             raise await self.error(outcome)
+        return outcome
 
     async def error(self, full: Bound) -> QueueFull:
         """The error, with an estimate of when there is room."""

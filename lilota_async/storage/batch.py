@@ -172,8 +172,8 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
             case Kind.ADMIT:
                 outcomes += await insert_bounded(store, c, values)
             case Kind.INSERT:
-                await store.insert(c, [task for tasks in values for task in tasks])
-                outcomes += [None] * len(values)
+                refused = await store.insert(c, [task for tasks in values for task in tasks])
+                outcomes += [refused and refused & {task.id for task in tasks} for tasks in values]
             case Kind.REPORT:
                 outcomes += await store.report(c, values)
             case Kind.FINISH:

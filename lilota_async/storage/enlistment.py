@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet
@@ -14,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.tables import Task
+from lilota_async.models.values import TaskId
+from lilota_async.options import OnConflict
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import NewTask
@@ -52,10 +55,22 @@ class Enlistment:
 
     async def insert(self, session: CallersSession, tasks: Sequence[NewTask]) -> None:
         """Write the rows; ConfigurationError, before that, where they do not belong."""
+        async with self._writing(session) as connection:
+            await self._store.insert(connection, tasks)
+
+    async def insert_unique(
+        self, session: CallersSession, task: NewTask, on_conflict: OnConflict
+    ) -> TaskId[Any]:
+        """Write the row, unless another has its unique key; returns the id that has it then."""
+        async with self._writing(session) as connection:
+            return await self._store.unique_keys.insert(connection, task, on_conflict)
+
+    @asynccontextmanager
+    async def _writing(self, session: CallersSession) -> AsyncIterator[AsyncConnection]:
         connection = await self._connection_of(session)
         await self._check(connection)
         try:
-            await self._store.insert(connection, tasks)
+            yield connection
         except SQLAlchemyError as error:
             raise self._database.translate(error) from error
         self._wait_for_commit(connection)

@@ -15,8 +15,10 @@ _MARIADB_AWAY = {1021, 1040, 1053, 1290, 1927, 2002, 2003, 2006, 2013, 2014, 204
 _SQLITE_AWAY = {5, 6, 10, 13, 14}
 _CLOSED = ("connection is closed", "connection was closed", "no active connection")
 
-_POSTGRESQL_CONFLICTS = {"40001", "40P01", "55P03"}
-_MARIADB_CONFLICTS = {1020, 1205, 1213}
+# Serialisation, deadlock, a lock; and a unique key that somebody else was quicker to take.
+_POSTGRESQL_CONFLICTS = {"40001", "40P01", "55P03", "23505"}
+_MARIADB_CONFLICTS = {1020, 1205, 1213, 1062}
+_SQLITE_CONSTRAINT_UNIQUE = 2067
 
 _POSTGRESQL_NO_TABLE = "42P01"
 _MARIADB_NO_TABLE = 1146
@@ -40,7 +42,11 @@ def is_disconnect(error: BaseException) -> bool:
 def is_conflict(error: BaseException) -> bool:
     """Whether another transaction was in the way, so that the same one may work at once."""
     state, number, _ = _details(error)
-    return state in _POSTGRESQL_CONFLICTS or number in _MARIADB_CONFLICTS
+    return (
+        state in _POSTGRESQL_CONFLICTS
+        or number in _MARIADB_CONFLICTS
+        or _sqlite_code(error) == _SQLITE_CONSTRAINT_UNIQUE
+    )
 
 
 def is_missing_table(error: BaseException) -> bool:

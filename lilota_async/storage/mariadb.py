@@ -46,6 +46,8 @@ class MariadbDialect(RowDialect):
     lock_backlog = "SELECT version_num FROM lilota_alembic_version FOR UPDATE"
     pending_table = "lilota_task FORCE INDEX (ix_lilota_task_pending)"
     pending_name_table = "lilota_task FORCE INDEX (ix_lilota_task_pending_name)"
+    unique_table = "lilota_task FORCE INDEX (ix_lilota_task_unique)"
+    holds_key = "held_key = :key"
     running_table = "lilota_task FORCE INDEX (ix_lilota_task_running)"
     ended_table = "lilota_task FORCE INDEX (ix_lilota_task_ended)"
 

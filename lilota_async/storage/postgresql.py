@@ -219,6 +219,10 @@ class PostgresqlStore(Store):
     async def announce(self, c: AsyncConnection) -> None:
         await c.execute(_ANNOUNCE, {"origin": self.origin})
 
+    async def announce_look(self, c: AsyncConnection) -> None:
+        if self.has_listeners:
+            await c.execute(_ANNOUNCE, {"origin": self.origin + LOOK})
+
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
 

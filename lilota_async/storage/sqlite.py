@@ -31,6 +31,7 @@ class SqliteDialect(RowDialect):
     for_claim = ""
     pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
     pending_name_table = "lilota_task INDEXED BY ix_lilota_task_pending_name"
+    unique_table = "lilota_task INDEXED BY ix_lilota_task_unique"
     running_table = "lilota_task INDEXED BY ix_lilota_task_running"
     ended_table = "lilota_task INDEXED BY ix_lilota_task_ended"
 

@@ -19,6 +19,7 @@ from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds, utc
+from lilota_async.storage.lookahead import next_due
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -31,14 +32,14 @@ from lilota_async.storage.transitions import (
     Report,
     Requeue,
 )
+from lilota_async.storage.uniqueness import UniqueKeys
 
 if TYPE_CHECKING:
-    from sqlalchemy import TextClause, TextualSelect
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 KEPT_FAILURES = 20
-LOOK_BACK_SECONDS = 1.0
 
 
 class Dialect:
@@ -58,6 +59,9 @@ class Dialect:
     pending_name_table: str = "lilota_task"
     running_table: str = "lilota_task"
     ended_table: str = "lilota_task"
+    unique_table: str = "lilota_task"
+    holds_key: str = """unique_key = :key
+        AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
 
     def later(self, seconds: str) -> str:
         """The expression for so many seconds from now."""
@@ -101,7 +105,8 @@ class Store(ABC):
             WHERE status = 'running' AND name IN :names AND NOT EXISTS
                 (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
             """).bindparams(bindparam("names", expanding=True))
-        self._next_due = _next_due(dialect)
+        self._next_due = next_due(dialect)
+        self.unique_keys = UniqueKeys(self)
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     async def prepare(self, c: AsyncConnection) -> None:  # noqa: B027
@@ -111,8 +116,8 @@ class Store(ABC):
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
         """nothing -> pending, or running where the task has a node already.
 
-        An id that has a row is left as it is. Returns the tasks that were not inserted although
-        they have a unique key: because of the key, or of the id.
+        An id that has a row is left as it is. Returns the tasks that were not inserted because
+        another has their unique key; on PostgreSQL, if they have a key, because of their id too.
         """
 
     @abstractmethod
@@ -155,11 +160,16 @@ class Store(ABC):
         ]
 
     async def retry(self, c: AsyncConnection, task_id: UUID, extra_attempts: int) -> bool:
-        """completed, failed or cancelled -> pending, due now; the exception joins failures."""
+        """completed, failed or cancelled -> pending, due now; the exception joins failures.
+
+        Raises UniqueKeyTaken.
+        """
         parameters = {"id": self._key(task_id)}
         row = (await c.execute(self._statements["failures"], parameters)).first()
         if row is None:
             return False
+        if row.unique_key is not None:
+            await self.unique_keys.free(c, task_id, row.name, row.unique_key)
         failures = _appended(row.failures, row.exception, row.attempts)
         result = await c.execute(
             self._statements["retry"], {**parameters, "extra": extra_attempts, "failures": failures}
@@ -187,6 +197,9 @@ class Store(ABC):
 
     async def announce(self, c: AsyncConnection) -> None:  # noqa: B027
         """Tell the other nodes that there is something new, where the database can."""
+
+    async def announce_look(self, c: AsyncConnection) -> None:  # noqa: B027
+        """Tell the other nodes, if there are any, that a claim is not enough to see what is new."""
 
     async def clock(self, c: AsyncConnection) -> datetime:
         """The time of the database."""
@@ -319,7 +332,7 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             SELECT id, attempts FROM lilota_task WHERE status = 'running'
             AND locked_by = :node AND cancel_requested_at IS NOT NULL""",
         "failures": f"""
-            SELECT failures, exception, attempts FROM lilota_task
+            SELECT failures, exception, attempts, name, unique_key FROM lilota_task
             WHERE id = :id AND {final} {for_update}""",
         "retry": f"""
             UPDATE lilota_task SET {requeued}, max_attempts = attempts + :extra,
@@ -351,41 +364,6 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             WHERE id = :id AND status = 'running' AND locked_by = :node""",
     }
     return {name: text(statement) for name, statement in statements.items()}
-
-
-def _next_due(dialect: Dialect) -> TextualSelect:
-    """The next time at which a task of these names becomes due.
-
-    The index has them by name, priority and time: of each name and priority that there is, each
-    found from the one before, it reads one row.
-    """
-    pending = f"FROM {dialect.pending_name_table} WHERE status = 'pending'"
-    one_lane = "AND name = levels.name AND is_keyed = levels.is_keyed"
-    return (
-        text(f"""
-        WITH RECURSIVE known (name) AS (
-            SELECT (SELECT name {pending} ORDER BY name LIMIT 1)
-            UNION ALL
-            SELECT (SELECT name {pending} AND name > known.name ORDER BY name LIMIT 1)
-            FROM known WHERE known.name IS NOT NULL
-        ), levels (name, is_keyed, priority) AS (
-            SELECT known.name, lanes.is_keyed, {2**31}
-            FROM known CROSS JOIN (SELECT false AS is_keyed UNION ALL SELECT true) AS lanes
-            WHERE known.name IN :names
-            UNION ALL
-            SELECT levels.name, levels.is_keyed, (
-                SELECT priority {pending} {one_lane} AND priority < levels.priority
-                ORDER BY priority DESC LIMIT 1)
-            FROM levels WHERE levels.priority IS NOT NULL
-        )
-        SELECT {dialect.now} AS now, MIN((
-            SELECT run_at {pending} {one_lane} AND priority = levels.priority
-                AND run_at > {dialect.later(str(-LOOK_BACK_SECONDS))}
-            ORDER BY run_at LIMIT 1)) AS due
-        FROM levels WHERE levels.priority IS NOT NULL""")
-        .bindparams(bindparam("names", expanding=True))
-        .columns(due=UtcDateTime, now=UtcDateTime)
-    )
 
 
 def _status(value: str | None) -> TaskStatus | None:

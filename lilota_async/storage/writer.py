@@ -131,14 +131,16 @@ class Writer:
             finally:
                 await self._end(task)
 
-    async def insert(self, tasks: Sequence[NewTask]) -> None:
-        """Commit the rows, all or none.
+    async def insert(self, tasks: Sequence[NewTask]) -> set[TaskId]:
+        """Commit the rows, all or none; but for those, which are returned, whose key is taken.
 
         Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
         database went away during the commit and did not come back in time.
         """
-        if tasks:
-            await self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
+        if not tasks:
+            return set()
+        operation = self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
+        return cast("set[TaskId]", await operation)
 
     async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
         """Commit the rows, all or none, or return the bound that leaves no room for them.

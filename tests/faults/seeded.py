@@ -161,11 +161,11 @@ def retry_with_a_new_id() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    async def patched(self: Any, tasks: Any) -> None:
+    async def patched(self: Any, tasks: Any) -> set[TaskId[Any]]:
         if next(turns) % 5 == 0:
             again = [replace(task, id=TaskId(), node_id=None, pid=None) for task in tasks]
             await insert(self, again)
-        await insert(self, tasks)
+        return await insert(self, tasks)
 
     Writer.insert = patched  # type: ignore[method-assign]
 
@@ -177,9 +177,8 @@ def acknowledged_before_commit() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    async def patched(self: Any, tasks: Any) -> None:
-        if next(turns) % 5:
-            await insert(self, tasks)
+    async def patched(self: Any, tasks: Any) -> set[Any]:
+        return await insert(self, tasks) if next(turns) % 5 else set()
 
     Writer.insert = patched  # type: ignore[method-assign]
 

@@ -1,0 +1,51 @@
+"""When the next task becomes due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, text
+
+from lilota_async.models.types import UtcDateTime
+
+if TYPE_CHECKING:
+    from sqlalchemy import TextualSelect
+
+    from lilota_async.storage.store import Dialect
+
+LOOK_BACK_SECONDS = 1.0
+
+
+def next_due(dialect: Dialect) -> TextualSelect:
+    """The next time at which a task of these names becomes due.
+
+    The index has them by name, priority and time: of each name and priority that there is, each
+    found from the one before, it reads one row.
+    """
+    pending = f"FROM {dialect.pending_name_table} WHERE status = 'pending'"
+    one_lane = "AND name = levels.name AND is_keyed = levels.is_keyed"
+    return (
+        text(f"""
+        WITH RECURSIVE known (name) AS (
+            SELECT (SELECT name {pending} ORDER BY name LIMIT 1)
+            UNION ALL
+            SELECT (SELECT name {pending} AND name > known.name ORDER BY name LIMIT 1)
+            FROM known WHERE known.name IS NOT NULL
+        ), levels (name, is_keyed, priority) AS (
+            SELECT known.name, lanes.is_keyed, {2**31}
+            FROM known CROSS JOIN (SELECT false AS is_keyed UNION ALL SELECT true) AS lanes
+            WHERE known.name IN :names
+            UNION ALL
+            SELECT levels.name, levels.is_keyed, (
+                SELECT priority {pending} {one_lane} AND priority < levels.priority
+                ORDER BY priority DESC LIMIT 1)
+            FROM levels WHERE levels.priority IS NOT NULL
+        )
+        SELECT {dialect.now} AS now, MIN((
+            SELECT run_at {pending} {one_lane} AND priority = levels.priority
+                AND run_at > {dialect.later(str(-LOOK_BACK_SECONDS))}
+            ORDER BY run_at LIMIT 1)) AS due
+        FROM levels WHERE levels.priority IS NOT NULL""")
+        .bindparams(bindparam("names", expanding=True))
+        .columns(due=UtcDateTime, now=UtcDateTime)
+    )
