@@ -95,13 +95,14 @@ def test_application(tmp_path: Path) -> None:
 
 
 def test_router(tmp_path: Path) -> None:
-    """The application with the router takes its task and gives the output."""
+    """The application with the router takes its task and gives the output, and has pages."""
     _, source = APPLICATIONS
     with application(source, tmp_path) as server:
         answer = server.client.post("/tasks/greet", json="Ada")
         assert answer.status_code == 202
         place = answer.headers["location"]
         assert server.wait_for(f"{place}/result")["output"] == "Hello Ada"
+        assert "Overview" in server.client.get("/lilota/").text
 
 
 def test_commands() -> None:

@@ -20,7 +20,7 @@ Action: TypeAlias = Literal[
 ]
 """What somebody wants to do. `list` is asked once without a task, then for each that would be
 shown; `schedule` has the task's name in `request.path_params["name"]`; `payloads` is to see
-input, output, log and traceback in the dashboard."""
+input, output and checkpoint in the dashboard."""
 
 Authorize: TypeAlias = Callable[[Request, Any, Any], bool | Awaitable[bool]]
 """`(request, action, task)`; `task` is None for `list` as a whole, for `schedule`, and for an id

@@ -51,8 +51,8 @@ def of_event(event: TaskEvent) -> dict[str, Any]:
 class Redaction:
     """Takes out what `register(redact=...)` names: fields by name, and their values in texts."""
 
-    def __init__(self, settings: Settings | None) -> None:
-        redact = False if settings is None else settings.redact
+    def __init__(self, settings: Settings | None, *, hides_all: bool = False) -> None:
+        redact = hides_all if settings is None else settings.redact
         self.hides_everything = redact is True
         self._fields = frozenset() if isinstance(redact, bool) else frozenset(redact)
 
