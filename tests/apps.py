@@ -102,6 +102,12 @@ class Server:
             time.sleep(POLL_SECONDS)
         return answer
 
+    def stream(self, path: str) -> str:
+        """All of a stream of events, on a connection of its own."""
+        cookies = self.client.cookies
+        with httpx.Client(base_url=self.client.base_url, cookies=cookies) as client:
+            return client.get(path, timeout=TASK_SECONDS).raise_for_status().text
+
     def stop(self) -> None:
         """SIGTERM: it ends without an error, and leaves no process."""
         if self._process.returncode is not None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -209,8 +210,62 @@ def wait_for_progress(directory: Path) -> None:
             time.sleep(POLL_SECONDS)
 
 
+def start_report_service(port: int, *options: str) -> list[str]:
+    """The command that starts the report service, by uvicorn when it is given options."""
+    folder = EXAMPLES / "10_report_service"
+    if not options:
+        return [str(folder / "app.py")]
+    return ["-m", "uvicorn", "--app-dir", str(folder), "--port", str(port), *options, "app:app"]
+
+
+def test_report_service(tmp_path: Path) -> None:
+    """A table becomes a chart, for the visitor who uploaded it and for nobody else."""
+    port = free_port()
+    with serving(start_report_service(port), tmp_path, port) as server:
+        client = server.client
+        client.get("/")
+        table = "month,region,amount\n2025-01,North,3\n2025-02,South,4.5\n"
+        answer = client.post("/reports", files={"file": ("sales.csv", table)})
+        assert answer.status_code == 202
+        task_id = answer.json()["id"]
+        result = client.get(f"/tasks/{task_id}/result", params={"wait": 30}).json()
+        assert result["status"] == "completed"
+        assert result["output"] == {"rows": 2, "total": 7.5, "png": "[redacted]"}
+        chart = client.get(f"/reports/{task_id}.png")
+        assert chart.content.startswith(b"\x89PNG")
+        assert "North" not in client.get(f"/lilota/tasks/{task_id}?show=payloads").text
+        broken = client.post("/reports", files={"file": ("empty.csv", "")}).json()["id"]
+        failed = client.get(f"/tasks/{broken}/result", params={"wait": 30}).json()
+        assert (failed["status"], failed["error"]) == ("failed", "error")
+        assert client.get(f"/reports/{broken}.png").status_code == 409
+        client.cookies.clear()
+        client.get("/")
+        for path in (f"/tasks/{task_id}", f"/lilota/tasks/{task_id}"):
+            assert client.get(path).status_code == 403
+        assert client.get(f"/reports/{task_id}.png").status_code == 404
+        assert client.get("/tasks/").json()["tasks"] == []
+
+
+def test_report_service_with_two_workers(servers: Servers, tmp_path: Path) -> None:
+    """Whichever worker has the stream sees the task that the other runs, to its end."""
+    port = free_port()
+    url = servers.empty_database("postgresql+asyncpg", tmp_path)
+    variables = {"LILOTA_DB_URL": url, "SESSION_SECRET": "for the test"}
+    command = start_report_service(port, "--workers", "2")
+    with serving(command, tmp_path, port, variables) as server:
+        server.client.get("/")
+        task_id = server.client.post("/reports", json=None).json()["id"]
+        with ThreadPoolExecutor(8) as threads:
+            streams = list(
+                threads.map(lambda _: server.stream(f"/tasks/{task_id}/events"), range(8))
+            )
+    for text in streams:
+        assert text.count('"status":"completed"') == 1
+        assert "Drawing the chart" in text
+
+
 def test_all_examples_are_tested() -> None:
     """An example that is added gets a test here."""
     source = Path(__file__).read_text()
-    for example in EXAMPLES.glob("*.py"):
+    for example in EXAMPLES.glob("[0-9]*"):
         assert example.stem in source

@@ -31,7 +31,8 @@ def task_stream(
 ) -> Response:
     """What happens to the task; from where the client has seen it, if it says where."""
     after = request.headers.get("last-event-id", "")[:LONGEST_ID]
-    if Position.parse(after).is_final and task.status.is_final:
+    seen = Position.parse(after)
+    if seen.is_final and task.status.is_final and seen.attempt == task.attempts:
         return Response(status_code=204)  # EventSource connects again until it is told this
     return event_stream(_events(lilota, task, after), heartbeat)
 

@@ -125,8 +125,9 @@ async def test_a_task_that_is_run_again(
     await row_when(lilota, task_id, lambda task: task.progress_percentage == 10)
     mark.touch()
     events = await all_events(client, task_id, end)
-    assert logged(events) == "waiting\nseen\n"
+    assert logged(events) == "waiting\nseen\n", events
     assert events[-1].data["attempt"] == 2
+    assert len(await all_events(client, task_id, end)) == 2  # all of it, when it has ended too
 
 
 async def test_heartbeats(client: httpx.AsyncClient, lilota: Lilota, directory: Path) -> None:
