@@ -9,7 +9,7 @@ the writer commits that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from typing_extensions import Unpack
 
+from lilota_async.batches import insert_all
 from lilota_async.codec import DEFAULT_LIMIT
 from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
 from lilota_async.execution.context import refuse_in_task_process
@@ -25,7 +26,6 @@ from lilota_async.options import (
     NodeOptions,
     OnConflict,
     Retention,
-    RowOptions,
     ScheduleOptions,
     StartMethod,
     check_choice,
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from lilota_async.node import Node
     from lilota_async.storage.enlistment import CallersSession
     from lilota_async.storage.transitions import NewTask
 
 DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
 MIN_LEASE_SECONDS = 1.0
-ROWS_PER_INSERT = 1000
 Out = TypeVar("Out")
 
 
@@ -328,7 +326,7 @@ class Lilota(Registration):
     async def schedule_many(
         self,
         task: str | TaskFunction,
-        inputs: Iterable[Any],
+        inputs: Iterable[Any] | AsyncIterable[Any],
         *,
         delay: Duration | None = None,
         run_at: datetime | None = None,
@@ -339,32 +337,32 @@ class Lilota(Registration):
     ) -> list[TaskId[Any]]:
         """Commit one task for each input, a thousand to a transaction; returns their ids.
 
-        With `session`, all of them are written in its transaction. Every input is checked before
-        the first row is written. Raises what `schedule()` does.
+        A list or other collection is checked as a whole before its first row is written. Of an
+        iterator or asynchronous iterator two thousand inputs are held in memory at a time: when
+        it fails, or one of its inputs does, earlier ones are committed, and PartlyScheduled
+        tells which. With `session`, all rows are written in its transaction.
+
+        Raises:
+            PartlyScheduled: Anything went wrong after the first rows were committed.
+
+        Otherwise what `schedule()` raises, and nothing was written.
+
+        Example:
+            >>> ids = await lilota.schedule_many("import", (line for line in open("lines.txt")))
         """
         node = self._require_node("schedule_many()")
-        options: RowOptions = {
-            "delay": delay,
-            "run_at": run_at,
-            "priority": priority,
-            "timeout": timeout,
-            "tags": tuple(tags),
-        }
-        registered = self._registry.find(task)
-        rows: list[NewTask] = []
-        for number, each in enumerate(inputs, start=1):
-            rows.append(new_task(registered, each, **options))
-            if number % ROWS_PER_INSERT == 0:
-                await asyncio.sleep(0)  # the loop has others to serve
-        for start in range(0, len(rows), ROWS_PER_INSERT):
-            await _insert(node, rows[start : start + ROWS_PER_INSERT], session, len(rows) - start)
-        return [row.id for row in rows]
 
+        async def insert(rows: list[NewTask], more: int) -> None:
+            await (node.insert_with(session, rows) if session else node.insert(rows, more))
 
-async def _insert(
-    node: Node, rows: list[NewTask], session: CallersSession | None, left: int
-) -> None:
-    if session is None:
-        await node.insert(rows, more=left - len(rows))
-    else:
-        await node.insert_with(session, rows)
+        return await insert_all(
+            insert,
+            self._registry.find(task),
+            inputs,
+            commits=session is None,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            timeout=timeout,
+            tags=tuple(tags),
+        )

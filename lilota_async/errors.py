@@ -11,6 +11,7 @@ The tree::
     ├── InvalidInput            schedule() with a value that does not fit
     ├── AlreadyScheduled        schedule() with a unique key that another task has
     ├── UniqueKeyTaken          retry() of a task whose unique key another task has
+    ├── PartlyScheduled         schedule_many() that ended after some of its rows
     ├── QueueFull               schedule() while as many wait as max_pending allows
     ├── TaskNotFound            no row has this id
     ├── TaskIsRunning           delete_task_by_id() of a running task
@@ -32,11 +33,12 @@ The tree::
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
     from lilota_async.models import Task
+    from lilota_async.models.values import TaskId
 
 
 class LilotaError(Exception):
@@ -88,14 +90,33 @@ class InvalidInput(LilotaError, ValueError):
     """The input does not fit the task; nothing was written.
 
     `task` is the task's name, `field` the place in the input (`$.a[0]`, or `$` for the
-    whole), `reason` what is wrong with it.
+    whole), `reason` what is wrong with it, `index` which of the inputs of schedule_many() it is.
     """
 
-    def __init__(self, task: str, field: str, reason: str) -> None:
+    def __init__(self, task: str, field: str, reason: str, *, index: int | None = None) -> None:
         self.task = task
         self.field = field
         self.reason = reason
-        super().__init__(f"The input of task {task!r} does not fit at {field}: {reason}")
+        self.index = index
+        which = "input" if index is None else f"input [{index}]"
+        super().__init__(f"The {which} of task {task!r} does not fit at {field}: {reason}")
+
+
+class PartlyScheduled(LilotaError):
+    """schedule_many() came to an end in the middle: the first rows are committed.
+
+    `task_ids` are theirs, in the order of the inputs; what follows them was not written.
+    `reason` is the error that ended it; a ScheduleUnknown has the ids of which it is not known.
+    """
+
+    def __init__(self, task_ids: list[TaskId[Any]], reason: Exception) -> None:
+        self.task_ids = task_ids
+        self.reason = reason
+        super().__init__(
+            f"The first {len(task_ids)} tasks are committed, and those that follow are not "
+            f"({type(reason).__name__}: {reason}); schedule the rest of the inputs, or take back "
+            "those of task_ids"
+        )
 
 
 class QueueFull(LilotaError, RuntimeError):

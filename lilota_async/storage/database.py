@@ -21,7 +21,7 @@ from lilota_async.errors import (
     StoreError,
     StoreUnavailable,
 )
-from lilota_async.storage.failures import describe, is_disconnect, is_missing_table
+from lilota_async.storage.failures import describe, is_disconnect, is_missing_table, is_too_large
 from lilota_async.storage.threads import in_thread
 from lilota_async.storage.urls import DialectName, Target, dialect_of, parse_target
 
@@ -143,6 +143,12 @@ class Database:
             return error
         if is_disconnect(error):
             return self.unavailable(error)
+        if is_too_large(error):
+            return StoreError(
+                f"The database {self.name} refused a value that is larger than its "
+                "max_allowed_packet, every sign that has to be escaped counted twice; raise that "
+                "on the server, or lower max_payload_bytes"
+            )
         if is_missing_table(error):
             return SchemaMissing(
                 f"The database {self.name} has no tables of lilota; start() creates them"

@@ -22,6 +22,7 @@ _SQLITE_CONSTRAINT_UNIQUE = 2067
 
 _POSTGRESQL_NO_TABLE = "42P01"
 _MARIADB_NO_TABLE = 1146
+_MARIADB_TOO_LARGE = 1153  # its SQLSTATE is that of a lost connection, which it is as well
 
 
 def is_disconnect(error: BaseException) -> bool:
@@ -31,12 +32,19 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     state, number, text = _details(error)
+    if number == _MARIADB_TOO_LARGE:
+        return False
     return (
         state.startswith(_POSTGRESQL_AWAY)
         or number in _MARIADB_AWAY
         or (_sqlite_code(error) & 0xFF) in _SQLITE_AWAY
         or any(closed in text for closed in _CLOSED)
     )
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether the statement has more bytes than the server accepts."""
+    return _details(error)[1] == _MARIADB_TOO_LARGE
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -47,6 +47,8 @@ class Link:
 
     async def connect(self) -> AsyncConnection:
         """The connection, after a pause if the last tries failed."""
+        if self._connection is not None and self._connection.invalidated:
+            await self.close()  # after an error that is none of the database's being away
         if self._connection is None:
             if self._pause:
                 # Not all replicas at the same moment.

@@ -58,6 +58,14 @@ def echo(value: Any) -> Any:
     return value
 
 
+def text_of(length: int) -> str:
+    return "x" * length
+
+
+def quotes_of(length: int) -> str:
+    return "'" * length
+
+
 def echo_or_default(value: int = 7) -> int:
     return value
 
