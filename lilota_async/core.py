@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from uuid import UUID
 
 from typing_extensions import Unpack
 
@@ -23,12 +24,14 @@ from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
 from lilota_async.execution.context import refuse_in_task_process
 from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
+    IfFailed,
     NodeOptions,
     OnConflict,
     Retention,
     ScheduleOptions,
     StartMethod,
     check_choice,
+    checked_after,
     checked_bound,
     checked_count,
     checked_retention,
@@ -37,7 +40,7 @@ from lilota_async.options import (
 )
 from lilota_async.registration import Registration
 from lilota_async.registry import TaskFunction
-from lilota_async.scheduling import checked_conflict, new_task
+from lilota_async.scheduling import checked_conflict, new_task, waiting
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -179,7 +182,7 @@ class Lilota(Registration):
         self._registry.resolve()
         from lilota_async.node import Node
 
-        self._node = node = Node(self._options, self._registry, self._database())
+        self._node = node = Node(self._options, self._registry, self._database(), new_task)
         try:
             await node.start()
         except BaseException:
@@ -266,6 +269,8 @@ class Lilota(Registration):
         on_conflict: OnConflict = "return_existing",
         task_id: TaskId[Any] | None = None,
         session: CallersSession | None = None,
+        after: Iterable[UUID] = (),
+        if_failed: IfFailed = "cancel",
     ) -> TaskId[Any]:
         """Commit a task; it runs as soon as it is due and a slot is free.
 
@@ -288,12 +293,16 @@ class Lilota(Registration):
             task_id: An id of the caller's making; scheduling it again makes no second row.
             session: An `AsyncSession` or `AsyncConnection` on the same database: the row is
                 written in its transaction, and the task runs once that is committed.
+            after: The ids of tasks that must have completed before it runs.
+            if_failed: When one of them failed, was cancelled or was deleted: `cancel` this one
+                too, or `run` it all the same once all of them have ended.
 
         Raises:
             NotRunning: `start()` was not called, or `stop()` was.
             UnknownTask, InvalidInput: The task or its input is not right.
             AlreadyScheduled: Another task has the key, and `on_conflict` is `reject`, or it is
                 `replace` and that task is not pending any more.
+            TaskNotFound: An id of `after` has no row; nothing was written.
             QueueFull: As many tasks wait as `max_pending` allows; nothing was written.
             ConfigurationError: A setting cannot work, or `session` is on another database.
             StoreUnavailable: The database did not take the row in `store_timeout`.
@@ -312,6 +321,9 @@ class Lilota(Registration):
             unique_for=unique_for,
             task_id=task_id,
         )
+        if after:
+            await node.insert_waiting([waiting(row, after, if_failed)], session)
+            return row.id
         if unique_key is not None or on_conflict != "return_existing":
             on_conflict = checked_conflict(on_conflict, unique_key)
             return await node.insert_unique(row, on_conflict, session)
@@ -334,6 +346,8 @@ class Lilota(Registration):
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
         session: CallersSession | None = None,
+        after: Iterable[UUID] = (),
+        if_failed: IfFailed = "cancel",
     ) -> list[TaskId[Any]]:
         """Commit one task for each input, a thousand to a transaction; returns their ids.
 
@@ -351,9 +365,15 @@ class Lilota(Registration):
             >>> ids = await lilota.schedule_many("import", (line for line in open("lines.txt")))
         """
         node = self._require_node("schedule_many()")
+        ids = checked_after(after)
 
         async def insert(rows: list[NewTask], more: int) -> None:
-            await (node.insert_with(session, rows) if session else node.insert(rows, more))
+            if ids:
+                await node.insert_waiting([waiting(row, ids, if_failed) for row in rows], session)
+            elif session is not None:
+                await node.insert_with(session, rows)
+            else:
+                await node.insert(rows, more)
 
         return await insert_all(
             insert,

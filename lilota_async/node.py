@@ -16,6 +16,8 @@ import msgspec
 from lilota_async.engine.attempt import Slot
 from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
+from lilota_async.engine.children import ChildTasks, NewRow
+from lilota_async.engine.dependencies import Dependencies
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.housekeeping import Housekeeping
@@ -23,7 +25,14 @@ from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
 from lilota_async.engine.uniqueness import UniqueInserts
-from lilota_async.errors import ConfigurationError, NotRunning, QueueFull, StoreError
+from lilota_async.errors import (
+    ConfigurationError,
+    NotRunning,
+    QueueFull,
+    ScheduleUnknown,
+    StoreError,
+    StoreUnavailable,
+)
 from lilota_async.execution.identity import own_identity
 from lilota_async.execution.pools import LocalPool
 from lilota_async.execution.processes import ProcessPool, Recycling
@@ -39,7 +48,13 @@ from lilota_async.storage.pruning import delete_some
 from lilota_async.storage.stats import read_throughput
 from lilota_async.storage.store import is_plain
 from lilota_async.storage.stores import create_store
-from lilota_async.storage.transitions import BoundedInsert, NewTask, NodeRecord, as_claimed
+from lilota_async.storage.transitions import (
+    BoundedInsert,
+    Dependent,
+    NewTask,
+    NodeRecord,
+    as_claimed,
+)
 from lilota_async.storage.writer import Writer
 
 # The fork server imports them once for all task processes, which load the same modules as the
@@ -50,7 +65,9 @@ PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core", "lilota_async.
 class Node:
     """The parts of a started Lilota, which belong to the event loop that it was started in."""
 
-    def __init__(self, options: NodeOptions, registry: Registry, database: Database) -> None:
+    def __init__(
+        self, options: NodeOptions, registry: Registry, database: Database, new_row: NewRow
+    ) -> None:
         self.id: UUID = TaskId()
         self._loop = asyncio.get_running_loop()
         self.store = create_store(database)
@@ -60,6 +77,12 @@ class Node:
         self._database = database
         self._pools = self._create_pools()
         pools: dict[str, Pool] = dict(self._pools)
+        self.dependencies = Dependencies(
+            self.writer,
+            self.store,
+            on_due=lambda: self.dispatcher.look(),
+            on_cancelled=lambda *end: self.dispatcher.running.tell(*end),
+        )
         self.dispatcher = Dispatcher(
             DispatcherSettings(
                 node_id=self.id,
@@ -73,6 +96,7 @@ class Node:
             self.store,
             self.events,
             pools,
+            ChildTasks(registry, self.dependencies, new_row),
         )
         self._recovery = Recovery(
             self._record(),
@@ -96,7 +120,7 @@ class Node:
             self._backlog,
             self.store.unique_keys,
         )
-        self._enlistment = Enlistment(database, self.store, self.id, self.dispatcher.look)
+        self._enlistment = Enlistment(database, self.store, self.id, self._on_commit)
         self._housekeeping = Housekeeping(
             options.retention, registry, partial(delete_some, database)
         )
@@ -106,6 +130,7 @@ class Node:
             self._notifications = Notifications(database, self.id.hex, self._on_notify)
         self._parts = AsyncExitStack()
         self._accepting = False
+        self._looks_on_commit = False
         self._inserting = 0
         self._inserted = asyncio.Event()
 
@@ -130,6 +155,8 @@ class Node:
                 self._notifications.start()
                 parts.push_async_callback(self._notifications.close)
             parts.callback(self._enlistment.close)
+            self.dependencies.start()
+            parts.push_async_callback(self.dependencies.close)
             self._housekeeping.start()
             parts.push_async_callback(self._housekeeping.close)
             await self._periodic.start()
@@ -250,6 +277,26 @@ class Node:
             if full is not None:
                 raise await self._backlog.error(full)
 
+    async def insert_waiting(
+        self, rows: list[Dependent], session: CallersSession | None = None
+    ) -> None:
+        """Commit new rows that wait for others, or write them for a session to commit."""
+        with self._insertion():
+            await self._check_room([row.task for row in rows])
+            if session is not None:
+                self._looks_on_commit = True
+                await self._enlistment.insert_waiting(session, rows)
+                return
+            try:
+                await self._database.undisturbed(self.dependencies.insert(rows))
+            except StoreUnavailable as error:  # it may have gone away in the middle of the commit
+                raise ScheduleUnknown(tuple(row.task.id for row in rows)) from error
+
+    def _on_commit(self) -> None:
+        self.dispatcher.look()
+        if self._looks_on_commit:
+            self.dependencies.look()
+
     async def _insert_running(self, task: NewTask, slot: Slot) -> None:
         with self._insertion():
             running = msgspec.structs.replace(task, node_id=self.id, pid=slot.pid)
@@ -277,6 +324,8 @@ class Node:
     def _on_notify(self, look: bool) -> None:
         self.store.has_listeners = True  # somebody spoke, who will want to hear as well
         self.dispatcher.look() if look else self.dispatcher.wake()
+        if look and not self.dependencies.in_use:
+            self.dependencies.look()
         self._cancel_requests.wake()
 
     def _create_pools(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
+from uuid import UUID
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import (
@@ -34,6 +35,7 @@ _UNITS = {"": 1, "b": 1} | {
 Executor = Literal["process", "thread", "loop"]
 OnInterrupt = Literal["requeue", "fail"]
 OnConflict = Literal["return_existing", "reject", "replace"]
+IfFailed = Literal["cancel", "run"]
 StartMethod = Literal["forkserver", "spawn"]
 Retention: TypeAlias = Duration | Mapping[TaskStatus | str, Duration | None]
 PRIORITIES = range(-(2**31), 2**31)  # what a column of the databases holds
@@ -118,6 +120,16 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise ConfigurationError(f"{name} must be {known}, not {value!r}")
 
 
+def checked_after(after: object) -> tuple[UUID, ...]:
+    """The ids that a task waits for, each once; ConfigurationError for what is none."""
+    ids = tuple(after) if isinstance(after, Iterable) else (after,)
+    if not isinstance(after, Iterable) or not all(isinstance(each, UUID) for each in ids):
+        raise ConfigurationError(
+            f"after= takes the ids of tasks, as schedule() returns them, not {after!r}"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
 def usable_cpus() -> int:
     """The CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -166,6 +178,8 @@ class ScheduleOptions(RowOptions, total=False):
 
     on_conflict: OnConflict
     session: CallersSession | None
+    after: Iterable[UUID]
+    if_failed: IfFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from typing_extensions import Unpack
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, TaskId, checked_duration
-from lilota_async.options import OnConflict, RowOptions, check_choice, checked_key, checked_priority
+from lilota_async.options import (
+    IfFailed,
+    OnConflict,
+    RowOptions,
+    check_choice,
+    checked_after,
+    checked_key,
+    checked_priority,
+)
 from lilota_async.registry import RegisteredTask, encode_tags
 from lilota_async.tasks import checked_id
 
 if TYPE_CHECKING:
-    from lilota_async.storage.transitions import NewTask
+    from lilota_async.storage.transitions import Dependent, NewTask
 
 LONGEST_SECONDS = 100 * 365 * 86_400.0
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all the same
@@ -75,6 +85,24 @@ def checked_span(name: str, duration: Duration) -> float:
     if seconds > LONGEST_SECONDS:
         raise ConfigurationError(f"{name} must be 100 years at most, not {seconds:g} s")
     return seconds
+
+
+def waiting(task: NewTask, after: Iterable[UUID], if_failed: IfFailed) -> Dependent:
+    """The row, to wait for others; ConfigurationError where that has no end."""
+    from lilota_async.storage.transitions import Dependent
+
+    check_choice("if_failed", if_failed, IfFailed)
+    ids = checked_after(after)
+    if task.unique_key is not None:
+        raise ConfigurationError(
+            "unique_key= and after= cannot go together, since the task that has the key may wait "
+            "for others; leave one of them out"
+        )
+    if task.id in ids:
+        raise ConfigurationError(
+            f"Task {task.id} would wait for itself; leave its id out of after="
+        )
+    return Dependent(task=task, after=ids, runs_if_failed=if_failed == "run")
 
 
 def checked_due(delay: Duration | None, run_at: datetime | None) -> tuple[float, datetime | None]:

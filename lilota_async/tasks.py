@@ -283,6 +283,7 @@ class Tasks:
         before = await node.writer.execute(lambda c: node.store.request_cancel(c, task_id))
         if before is TaskStatus.PENDING:
             node.running.tell(task_id, TaskStatus.CANCELLED)
+            node.dependencies.notice(task_id)
             return True
         if before is not TaskStatus.RUNNING:
             return False

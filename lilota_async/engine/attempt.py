@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import msgspec
 
 from lilota_async.codec import escape_text
+from lilota_async.engine.children import Children, ChildTasks
 from lilota_async.engine.lifecycle import End, Intent, conclude
 from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.memory_watch import MemoryGuard, MemoryWatch
 from lilota_async.execution.protocol import (
     Call,
     Checkpoint,
+    ChildTask,
     LogRecord,
     Message,
     Outcome,
@@ -25,7 +27,7 @@ from lilota_async.execution.protocol import (
 )
 from lilota_async.models.values import TaskEvent, TaskStatus
 from lilota_async.registry import RegisteredTask
-from lilota_async.storage.transitions import ClaimedTask, Finish, Report, Requeue
+from lilota_async.storage.transitions import ClaimedTask, Dependent, Finish, Report, Requeue
 
 LOG_LIMIT = 64 * 1024
 MEBIBYTE = 1024 * 1024
@@ -65,6 +67,7 @@ class Hooks:
     spawn: Callable[[Coroutine[Any, Any, Any]], None]
     observe: Callable[[str, float], None]
     memory_watch: MemoryWatch
+    children: ChildTasks
     progress_is_manual: bool
     grace_seconds: float
 
@@ -88,7 +91,9 @@ class RunningAttempt:
         self._hooks = hooks
         self._timer: asyncio.TimerHandle | None = None
         self._memory: MemoryGuard | None = None
-        # Most tasks report and write nothing.
+        # Most tasks report, write and ask for nothing.
+        self._children: Children | None = None
+        self._rows: tuple[Dependent, ...] = ()
         self._reports: Reports | None = None
         self._log: LogTail | None = None
 
@@ -127,15 +132,17 @@ class RunningAttempt:
         ended = future.result()
         if isinstance(ended, Outcome) and ended.seconds is not None:
             self._hooks.observe(self.claimed.name, ended.seconds)
-        succeeded = isinstance(ended, Outcome) and ended.failure is None
-        if self.intent is None or succeeded:
+        if self._children is None and (self.intent is None or _is_success(ended)):
             self._conclude(ended)
         else:
-            self._hooks.spawn(self._end_process(ended))
+            self._hooks.spawn(self._settle(ended))
 
-    async def _end_process(self, ended: Ended) -> None:
-        # Whatever the task has started, threads and children, ends with its process.
-        await self.slot.retire()
+    async def _settle(self, ended: Ended) -> None:
+        if self._children is not None:
+            ended, self._rows = await self._children.settle(ended)
+        if self.intent is not None and not _is_success(ended):
+            # Whatever the task has started, threads and children, ends with its process.
+            await self.slot.retire()
         self._conclude(ended)
 
     def _conclude(self, ended: Ended) -> None:
@@ -167,6 +174,7 @@ class RunningAttempt:
                 log=None if self._log is None else self._log.text(),
                 limit="" if self.intent is None else self._limit(),
                 peak_memory_bytes=self._memory.peak_bytes if self._memory else None,
+                children=self._rows,
             )
         )
 
@@ -216,6 +224,10 @@ class RunningAttempt:
             self.publish("progress")
         elif isinstance(message, Checkpoint):
             self._reporting().checkpoint(bytes(message.state).decode())
+        elif isinstance(message, ChildTask):
+            if self._children is None:
+                self._children = Children(self._hooks.children)
+            self._children.add(message)
         elif isinstance(message, Started):
             self._on_start()
 
@@ -391,3 +403,7 @@ def _tags(text: str | None) -> tuple[str, ...]:
         return msgspec.json.decode(text or "[]", type=tuple[str, ...])
     except msgspec.MsgspecError:  # edited by hand
         return ()
+
+
+def _is_success(ended: Ended) -> bool:
+    return isinstance(ended, Outcome) and ended.failure is None

@@ -14,6 +14,7 @@ from uuid import UUID
 from lilota_async.engine.alarm import Alarm
 from lilota_async.engine.attempt import Slot
 from lilota_async.engine.bursts import Bursts
+from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
@@ -58,6 +59,7 @@ class Dispatcher:
         store: Store,
         events: Events,
         pools: Mapping[str, Pool],
+        children: ChildTasks,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -80,6 +82,7 @@ class Dispatcher:
             registry,
             writer,
             events,
+            children,
             progress_is_manual=settings.progress_is_manual,
             grace_seconds=settings.grace_seconds,
             observe=self._bursts.observe,

@@ -30,7 +30,7 @@ from lilota_async.execution.invocation import qualified_name
 from lilota_async.execution.protocol import Outcome
 from lilota_async.models.values import Retry, TaskStatus, seconds
 from lilota_async.registry import Settings
-from lilota_async.storage.transitions import ClaimedTask, Cost, Finish, LostTask, Requeue
+from lilota_async.storage.transitions import ClaimedTask, Cost, Dependent, Finish, LostTask, Requeue
 
 FAILURES_KEPT = 20
 _CRASHED = tuple(qualified_name(cls) for cls in TaskCrashed.__mro__)
@@ -57,6 +57,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress_is_manual: bool
     log: str | None = None
     limit: str = ""  # what was exceeded, for people: "2 s", "512 MiB"
+    children: tuple[Dependent, ...] = ()  # what it has asked for
     peak_memory_bytes: int | None = None  # of all its processes, where that was watched
 
 
@@ -210,6 +211,7 @@ def _finish(
         output=None if output == "null" else output,
         exception=exception,
         cost=_cost(end),
+        children=end.children if status is TaskStatus.COMPLETED else (),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from lilota_async.engine.attempt import AttemptEnd, Hooks, RunningAttempt, Slot, Transition
+from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent, unrunnable
 from lilota_async.errors import NotRunning, StoreUnavailable
@@ -38,6 +39,7 @@ class RunningAttempts:
         registry: Registry,
         writer: Writer,
         events: Events,
+        children: ChildTasks,
         *,
         progress_is_manual: bool,
         grace_seconds: float,
@@ -49,6 +51,7 @@ class RunningAttempts:
         self._registry = registry
         self._writer = writer
         self._events = events
+        self._dependencies = children.dependencies
         self._on_end = on_end
         self._on_over = on_over
         self._expect = expect
@@ -63,6 +66,7 @@ class RunningAttempts:
             spawn=self._spawn,
             observe=observe,
             memory_watch=MemoryWatch(),
+            children=children,
             progress_is_manual=progress_is_manual,
             grace_seconds=grace_seconds,
         )
@@ -134,7 +138,21 @@ class RunningAttempts:
             status = _status_after(transition)
             task_id = attempt.claimed.attempt.id
             self.tell(task_id, status, getattr(transition, "progress", None) or 0)
-            self._forget(attempt, status)
+            if isinstance(transition, Finish) and (
+                transition.children or self._dependencies.in_use
+            ):
+                self._spawn(self._release(attempt, transition))
+            else:
+                self._forget(attempt, status)
+
+    async def _release(self, attempt: RunningAttempt, finish: Finish) -> None:
+        """Others may have waited for it: it is over when they are due."""
+        try:
+            if finish.children:
+                self._dependencies.on_inserted()
+            await self._dependencies.on_end(finish.attempt.id)
+        finally:
+            self._forget(attempt, finish.status)
 
     def _give_up(self, attempt: RunningAttempt, error: BaseException) -> None:
         """The row was edited by hand, or its end cannot be written: fail it, and say why."""

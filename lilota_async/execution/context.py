@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from lilota_async.codec import Codec
 from lilota_async.errors import ConfigurationError
-from lilota_async.execution.protocol import Call, Checkpoint, Message, Progress
-from lilota_async.models.values import TaskId, TaskProgress
+from lilota_async.execution.protocol import Call, Checkpoint, ChildTask, Message, Progress
+from lilota_async.models.values import Duration, TaskId, TaskProgress, checked_duration
+from lilota_async.options import IfFailed, check_choice, checked_after
+from lilota_async.registry import reference_of
 
 CHECKPOINT_LIMIT = 1024 * 1024
+CHILDREN_LIMIT = 10_000
+CHILDREN_BYTES = 64 * 1024 * 1024
 
 _in_task_process: ContextVar[bool] = ContextVar("lilota_in_task_process", default=False)
 _current: ContextVar[CurrentTask | None] = ContextVar("lilota_current_task", default=None)
@@ -31,6 +37,8 @@ class CurrentTask:
     """
 
     __slots__ = (
+        "_asked",
+        "_asked_bytes",
         "_cancelled",
         "_publish",
         "_serial",
@@ -57,6 +65,7 @@ class CurrentTask:
         )
         self.logger = logging.getLogger(f"lilota_async.task.{call.name}")
         self.progress = TaskProgress(self._report)
+        self._asked = self._asked_bytes = 0
         self._serial = call.serial
         self._publish = publish
         self._cancelled = cancelled
@@ -86,6 +95,73 @@ class CurrentTask:
         """
         encoded = Codec(None, limit=CHECKPOINT_LIMIT).encode(state)
         self._publish(Checkpoint(self._serial, msgspec.Raw(encoded)))
+
+    def schedule(
+        self,
+        task: str | Callable[..., Any],
+        input: Any = None,
+        *,
+        after: Iterable[UUID] = (),
+        if_failed: IfFailed = "cancel",
+        at_once: bool = False,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        timeout: Duration | None = None,
+        tags: Iterable[str] = (),
+    ) -> TaskId[Any]:
+        """Ask the application to schedule another task; returns its id, and does not wait.
+
+        The row is committed together with the end of this task, if that completes: when it
+        fails, is cancelled or is run again, nothing of what this attempt asked for exists. With
+        `at_once` the row is written as soon as the application hears of it, whatever becomes of
+        this task; an attempt that is run again asks again. `after` may name what this task has
+        asked for before. The rest is as in `Lilota.schedule()`.
+
+        Raises ValueError when `input` is no JSON value or too large, and ConfigurationError for
+        more than 10,000 tasks or 64 MiB of inputs without `at_once`. A name that nobody has
+        registered, an input that does not fit its model and an unknown id in `after` fail this
+        task at its end.
+
+        Example:
+            >>> parts = [current_task().schedule("part", part) for part in split(file)]
+            >>> current_task().schedule("merge", after=parts)
+        """
+        check_choice("if_failed", if_failed, IfFailed)
+        encoded = Codec(None).encode(input)
+        if not at_once:
+            self._asked += 1
+            self._asked_bytes += len(encoded)
+            if self._asked > CHILDREN_LIMIT or self._asked_bytes > CHILDREN_BYTES:
+                raise ConfigurationError(
+                    f"A task asks for up to {CHILDREN_LIMIT} others with up to "
+                    f"{CHILDREN_BYTES // CHECKPOINT_LIMIT} MiB of inputs, to be committed with its "
+                    "end; give at_once=True for more"
+                )
+        given = {"delay": delay, "timeout": timeout}
+        options: dict[str, Any] = {
+            name: checked_duration(name, value)
+            for name, value in given.items()
+            if value is not None
+        }
+        options |= {"priority": priority, "tags": list(tags) or None}
+        options["run_at"] = None if run_at is None else run_at.isoformat()
+        task_id: TaskId[Any] = TaskId()
+        is_reference = not isinstance(task, str)
+        self._publish(
+            ChildTask(
+                self._serial,
+                task_id=str(task_id),
+                task=reference_of(str(task), task) if callable(task) else task,
+                is_reference=is_reference,
+                input=msgspec.Raw(encoded),
+                after=tuple(str(each) for each in checked_after(after)),
+                runs_if_failed=if_failed == "run",
+                at_once=at_once,
+                options={name: value for name, value in options.items() if value is not None},
+            )
+        )
+        return task_id
 
     def _report(self, percentage: int) -> None:
         self._publish(Progress(self._serial, percentage))

@@ -69,6 +69,20 @@ class Checkpoint(msgspec.Struct, tag=True, frozen=True, gc=False):
     state: msgspec.Raw
 
 
+class ChildTask(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
+    """The task asks for another one: by its name, or by `module:qualname` of its function."""
+
+    serial: int
+    task_id: str
+    task: str
+    input: msgspec.Raw
+    is_reference: bool = False
+    after: tuple[str, ...] = ()
+    runs_if_failed: bool = False
+    at_once: bool = False
+    options: dict[str, Any] = {}
+
+
 class LogRecord(msgspec.Struct, tag=True, frozen=True, gc=False):
     """One record of the task process's `logging`, formatted as far as it needs objects."""
 
@@ -104,7 +118,7 @@ class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True, gc=Fals
     peak_memory_bytes: int | None = None
 
 
-Message = Begin | Started | Progress | Checkpoint | LogRecord | Outcome
+Message = Begin | Started | Progress | Checkpoint | ChildTask | LogRecord | Outcome
 
 
 def frame(message: Message) -> bytes:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, Computed, Float, Integer, String
+from sqlalchemy import BigInteger, Boolean, Computed, Float, Integer, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
@@ -120,3 +120,18 @@ class Schedule(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     rhythm: Mapped[str] = mapped_column(String(255), primary_key=True)
     handled_until: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Dependency(Base):
+    """`task_id` waits for the end of `on_id`; gone once that is taken note of."""
+
+    __tablename__ = "lilota_dependency"
+    __table_args__ = (
+        UniqueConstraint("task_id", "on_id", name="ux_lilota_dependency_task"),
+        _MARIADB_OPTIONS,
+    )
+
+    on_id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)
+    task_id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)
+    runs_if_failed: Mapped[bool] = mapped_column(Boolean)
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)

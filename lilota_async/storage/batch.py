@@ -103,7 +103,8 @@ def payload_size(kind: Kind, value: Any) -> int:
     if kind is Kind.REPORT:
         return len(value.checkpoint or "")
     if kind is Kind.FINISH:
-        return len(value.output or "") + _size_of_failure(value)
+        children = sum(len(child.task.input or "") for child in value.children)
+        return len(value.output or "") + children + _size_of_failure(value)
     return _size_of_failure(value) if kind is Kind.REQUEUE else 0
 
 
@@ -177,7 +178,9 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
             case Kind.REPORT:
                 outcomes += await store.report(c, values)
             case Kind.FINISH:
-                outcomes += await store.finish(c, values)
+                applied = await store.finish(c, values)
+                await _insert_children(store, c, values, applied)
+                outcomes += applied
             case Kind.REQUEUE:
                 outcomes += await store.requeue(c, values)
             case Kind.EXECUTE:
@@ -185,6 +188,20 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
             case Kind.CLAIM:
                 outcomes += [await store.claim(c, claim) for claim in values]
     return outcomes
+
+
+async def _insert_children(
+    store: Store, c: AsyncConnection, finishes: Sequence[Any], applied: Sequence[bool]
+) -> None:
+    """What completed tasks have asked for; of those that are fenced off it is nobody's wish."""
+    children = [
+        child
+        for finish, is_applied in zip(finishes, applied, strict=True)
+        if finish.children and is_applied
+        for child in finish.children
+    ]
+    if children:
+        await store.dependencies.insert(c, children, check=False)
 
 
 async def _outcome(operation: Any, c: AsyncConnection) -> Any:

@@ -19,7 +19,7 @@ from lilota_async.models.values import TaskId
 from lilota_async.options import OnConflict
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import Dependent, NewTask
 from lilota_async.storage.urls import dialect_of
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class Enlistment:
         """Write the row, unless another has its unique key; returns the id that has it then."""
         async with self._writing(session) as connection:
             return await self._store.unique_keys.insert(connection, task, on_conflict)
+
+    async def insert_waiting(self, session: CallersSession, rows: Sequence[Dependent]) -> None:
+        """The same for rows that wait for others; TaskNotFound where those are not."""
+        async with self._writing(session) as connection:
+            await self._store.dependencies.insert(connection, rows)
 
     @asynccontextmanager
     async def _writing(self, session: CallersSession) -> AsyncIterator[AsyncConnection]:

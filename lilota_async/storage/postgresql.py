@@ -197,6 +197,7 @@ class PostgresqlDialect(Dialect):
     """PostgreSQL's own uuid and timestamptz."""
 
     now = _NOW
+    has_arrays = True
     lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 

@@ -18,6 +18,7 @@ from sqlalchemy import bindparam, text
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.dependencies import DependencyRows
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds, utc
 from lilota_async.storage.lookahead import next_due
 from lilota_async.storage.transitions import (
@@ -46,6 +47,7 @@ class Dialect:
     """What SQL expressions and values look like on one database."""
 
     now: str
+    has_arrays = False
     seconds_since_seen: str
     for_update: str = "FOR UPDATE"
     for_adoption: str = "FOR UPDATE SKIP LOCKED"
@@ -90,6 +92,7 @@ class Store(ABC):
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         self._key = dialect.key
+        self.dependencies = DependencyRows(self)
         self._statements = _statements(dialect)
         self._lost = text(f"""
             SELECT id, name, attempts, interruptions, cancel_requested_at FROM lilota_task

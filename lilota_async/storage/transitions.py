@@ -63,6 +63,38 @@ class BoundedInsert(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return len(self.tasks) + self.more
 
 
+class Dependent(msgspec.Struct, frozen=True, kw_only=True):
+    """A row to insert that waits until the tasks of `after` have ended."""
+
+    task: NewTask
+    after: tuple[UUID, ...] = ()
+    runs_if_failed: bool = False
+
+
+class Edge(msgspec.Struct, frozen=True, kw_only=True):
+    """`task` waits for `on`, whose status is None when it is gone."""
+
+    on: TaskId
+    task: TaskId
+    runs_if_failed: bool
+    not_before: datetime | None
+    status: str | None
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the task is not to run, since the other was not completed."""
+        return self.status != TaskStatus.COMPLETED and not self.runs_if_failed
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of tasks that waited; `held` when some are left, which others hold."""
+
+    due: tuple[TaskId, ...] = ()
+    cancelled: tuple[TaskId, ...] = ()
+    dropped: int = 0
+    held: bool = False
+
+
 class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A request for due tasks of `names`: at most one for each of `pids`."""
 
@@ -113,7 +145,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """running -> completed, failed or cancelled. `progress` None keeps the row's own."""
+    """running -> completed, failed or cancelled. `progress` None keeps the row's own.
+
+    `children` are inserted in the same transaction.
+    """
 
     attempt: Attempt
     status: TaskStatus
@@ -122,6 +157,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exception: str | None = None
     failures: str | None = None
     cost: Cost = Cost()
+    children: tuple[Dependent, ...] = ()
 
 
 class Requeue(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -294,6 +294,7 @@ class Writer:
             self._store.one_statement_batches
             and first is last
             and first not in (Kind.ADMIT, Kind.EXECUTE)
+            and not (first is Kind.FINISH and any(each.value.children for each in batch))
             and (first is not Kind.CLAIM or len(batch) == 1)
         )
 

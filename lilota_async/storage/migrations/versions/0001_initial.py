@@ -1,4 +1,4 @@
-"""The tables of tasks, nodes, limits and schedules."""
+"""The tables of tasks and what belongs to them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def upgrade() -> None:
     _create_node_table()
     _create_limit_table()
     _create_schedule_table()
+    _create_dependency_table()
     if op.get_bind().dialect.name in ("mysql", "mariadb"):
         _create_mariadb_indexes()
     else:
@@ -30,6 +31,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything."""
+    op.drop_table("lilota_dependency")
     op.drop_table("lilota_schedule")
     op.drop_table("lilota_limit")
     op.drop_table("lilota_node")
@@ -125,6 +127,20 @@ def _create_schedule_table() -> None:
         sa.Column("rhythm", sa.String(255), nullable=False),
         sa.Column("handled_until", UtcDateTime(), nullable=False),
         sa.PrimaryKeyConstraint("name", "rhythm"),
+        if_not_exists=True,
+        **_table_options(),
+    )
+
+
+def _create_dependency_table() -> None:
+    op.create_table(
+        "lilota_dependency",
+        sa.Column("on_id", TaskIdType(), nullable=False),
+        sa.Column("task_id", TaskIdType(), nullable=False),
+        sa.Column("runs_if_failed", sa.Boolean(), nullable=False),
+        sa.Column("not_before", UtcDateTime(), nullable=True),
+        sa.PrimaryKeyConstraint("on_id", "task_id"),
+        sa.UniqueConstraint("task_id", "on_id", name="ux_lilota_dependency_task"),
         if_not_exists=True,
         **_table_options(),
     )

@@ -1,0 +1,177 @@
+"""Releasing tasks that wait for others, as soon as those have ended.
+
+A node that ends a task looks at once for those that wait for it. Whatever has ended elsewhere,
+or while nobody looked, is found by a look at all of them, once a second while there are any.
+Without any, a node asks now and then whether there are some, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from lilota_async.errors import StoreError
+from lilota_async.models.values import TaskId, TaskStatus
+from lilota_async.storage.dependencies import ROWS_AT_ONCE
+from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import Dependent, Released
+from lilota_async.storage.writer import Writer
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+LOOK_SECONDS = 1.0  # at all that wait
+IDLE_SECONDS = 5.0  # whether any do
+REST = 10.0  # times what a look took
+HELD_SECONDS = 0.02  # until what another node held is free
+ROUNDS = 5  # in one transaction
+logger = logging.getLogger("lilota_async")
+
+
+class Dependencies:
+    """Which tasks wait, as far as this node has to know."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        store: Store,
+        *,
+        on_due: Callable[[], None],
+        on_cancelled: Callable[[TaskId[Any], TaskStatus], None],
+    ) -> None:
+        self._writer = writer
+        self._store = store
+        self._rows = store.dependencies
+        self._on_due = on_due
+        self._on_cancelled = on_cancelled
+        self._ended: list[UUID] = []
+        self._released: asyncio.Future[None] | None = None
+        self._wake = asyncio.Event()
+        self._looks_at_all = True
+        self._next_look = 0.0
+        self._loop_task: asyncio.Task[None] | None = None
+        self.in_use = False
+
+    def start(self) -> None:
+        self._loop_task = asyncio.create_task(self._run(), name="lilota dependencies")
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+        self._answer()
+
+    async def insert(self, rows: Sequence[Dependent]) -> None:
+        """Commit new rows; raises TaskNotFound when one waits for an id that has no row."""
+        try:
+            await self._writer.execute(lambda c: self._rows.insert(c, rows))
+        finally:
+            self.on_inserted()
+
+    async def missing(self, ids: Iterable[UUID]) -> set[UUID]:
+        """Those of the ids that have no row."""
+        wanted = set(ids)
+        known = await self._writer.execute(lambda c: self._rows.known(c, wanted))
+        return wanted - known
+
+    def on_inserted(self) -> None:
+        """There are new rows: some may be due, and some wait."""
+        self._on_due()
+        self.look()
+
+    def look(self) -> None:
+        """Somebody may have begun to wait, for something that may have ended."""
+        self.in_use = self._looks_at_all = True
+        self._wake.set()
+
+    def notice(self, task_id: UUID) -> None:
+        """The task has ended."""
+        if self.in_use:
+            self._ended.append(task_id)
+            self._wake.set()
+
+    async def on_end(self, task_id: UUID) -> None:
+        """The task has ended: returns when those that waited for nothing else are due."""
+        if not self.in_use or self._loop_task is None or self._loop_task.done():
+            return
+        self.notice(task_id)
+        if self._released is None:
+            self._released = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._released)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._next_look):
+                    await self._wake.wait()
+            self._wake.clear()
+            released, self._released = self._released, None
+            try:
+                await self._look()
+            except StoreError:
+                self._rest(LOOK_SECONDS)  # the writer says that the database is away, once
+            except Exception:
+                logger.exception("Looking for tasks that wait failed; trying on")
+                self._rest(LOOK_SECONDS)
+            finally:
+                if released is not None and not released.done():
+                    released.set_result(None)
+
+    async def _look(self) -> None:
+        ended, self._ended = self._ended[:ROWS_AT_ONCE], self._ended[ROWS_AT_ONCE:]
+        if ended:
+            await self._release(ended)
+        if self._ended:
+            self._wake.set()
+        if self._looks_at_all or asyncio.get_running_loop().time() >= self._next_look:
+            await self._look_at_all()
+
+    async def _look_at_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        self._looks_at_all = False
+        self.in_use = await self._writer.execute(self._rows.exist)
+        if not self.in_use:
+            self._rest(IDLE_SECONDS)
+            return
+        await self._release(None)
+        self._rest(max(LOOK_SECONDS, REST * (loop.time() - before)))
+
+    async def _release(self, ended: Sequence[UUID] | None) -> None:
+        """Release what waits for nothing more."""
+        rounds = await self._writer.execute(lambda c: self._release_in(c, ended))
+        if any(released.due for released in rounds):
+            self._on_due()
+        for released in rounds:
+            for task_id in released.cancelled:
+                self._on_cancelled(task_id, TaskStatus.CANCELLED)
+        if len(rounds) == ROUNDS:
+            self.look()
+        elif rounds and rounds[-1].held:
+            asyncio.get_running_loop().call_later(HELD_SECONDS, self.look)
+
+    async def _release_in(self, c: AsyncConnection, ended: Sequence[UUID] | None) -> list[Released]:
+        """One transaction, which may run twice: it changes nothing but rows."""
+        rounds: list[Released] = []
+        while len(rounds) < ROUNDS and (edges := await self._rows.ended(c, ended)):
+            rounds.append(released := await self._rows.release(c, edges))
+            if not released.dropped:
+                break
+            if ended is not None:  # others may wait in turn for those that were cancelled
+                ended = [*ended, *released.cancelled]
+        if any(released.due for released in rounds):
+            await self._store.announce_look(c)
+        return rounds
+
+    def _rest(self, seconds: float) -> None:
+        self._next_look = asyncio.get_running_loop().time() + seconds
+
+    def _answer(self) -> None:
+        if self._released is not None and not self._released.done():
+            self._released.set_result(None)
