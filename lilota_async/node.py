@@ -13,7 +13,6 @@ from uuid import UUID
 
 import msgspec
 
-from lilota_async.engine.attempt import Slot
 from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.children import ChildTasks, NewRow
@@ -22,6 +21,7 @@ from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.housekeeping import Housekeeping
 from lilota_async.engine.periodic import PeriodicTasks
+from lilota_async.engine.places import Place
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
 from lilota_async.engine.uniqueness import UniqueInserts
@@ -241,12 +241,12 @@ class Node:
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
         may_run = self._accepting and is_plain(task)
-        slot = self.dispatcher.reserve(task.name) if may_run else None
-        if slot is None:
+        place = self.dispatcher.reserve(task.name) if may_run else None
+        if place is None:
             await self.insert([task])
         else:
             # A row that says running must get to its slot, whatever becomes of the caller.
-            await self._database.undisturbed(self._insert_running(task, slot))
+            await asyncio.shield(self._insert_running(task, place))
 
     async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
         """Write new rows in a transaction of the application's; they run once it commits."""
@@ -297,15 +297,21 @@ class Node:
         if self._looks_on_commit:
             self.dependencies.look()
 
-    async def _insert_running(self, task: NewTask, slot: Slot) -> None:
-        with self._insertion():
-            running = msgspec.structs.replace(task, node_id=self.id, pid=slot.pid)
-            try:
-                await self.writer.insert([running])
-            except BaseException:
-                self.dispatcher.give_up_reserved(slot)
-                raise
-            self.dispatcher.begin_reserved(as_claimed(running), slot)
+    def _insert_running(self, task: NewTask, place: Place) -> asyncio.Future[None]:
+        running = msgspec.structs.replace(task, node_id=self.id, pid=place.slot.pid)
+        self._inserting += 1
+
+        def begin(inserted: asyncio.Future[None]) -> None:
+            if inserted.cancelled() or inserted.exception() is not None:
+                self.dispatcher.give_up(place)
+            else:
+                self.dispatcher.begin(as_claimed(running), place)
+            self._inserting -= 1
+            self._inserted.set()
+
+        inserted = self.writer.insert([running])
+        inserted.add_done_callback(begin)
+        return inserted
 
     @contextmanager
     def _insertion(self) -> Iterator[None]:

@@ -81,6 +81,8 @@ class RunningAttempt:
         self.claimed = claimed
         self.slot = slot
         self.intent: Intent | None = None
+        self.is_slow = False
+        """Whether nothing should wait behind it."""
         self.has_ended = False
         """Whether the task's code does not run any more."""
         self.is_over = False

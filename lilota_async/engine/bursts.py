@@ -42,13 +42,18 @@ class Bursts:
         trusted = self._samples.get(name, 0) >= SAMPLES_BEFORE_TRUST
         return trusted and self._seconds[name] <= SHORT_SECONDS
 
+    def room(self, name: str) -> int:
+        """How many tasks like this one fit into a cell at once."""
+        if not self.is_short(name):
+            return 1
+        return _fitting(self._seconds[name])
+
     @property
     def depth(self) -> int:
         """How many tasks to claim for each cell."""
         if not self._last_was_short:
             return 1
-        slowest = max(self._slowest_of_last, BURST_SECONDS / LARGEST_BURST)
-        return max(1, int(BURST_SECONDS / slowest))
+        return _fitting(self._slowest_of_last)
 
     def learn(self, names: Sequence[str]) -> None:
         """A claim brought tasks of these names."""
@@ -74,3 +79,7 @@ class Bursts:
             else:
                 last[cell] = task
         return run + list(last.items()), back
+
+
+def _fitting(seconds: float) -> int:
+    return max(1, int(BURST_SECONDS / max(seconds, BURST_SECONDS / LARGEST_BURST)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -13,10 +13,11 @@ from uuid import UUID
 
 from lilota_async.engine.alarm import Alarm
 from lilota_async.engine.attempt import Slot
-from lilota_async.engine.bursts import Bursts
+from lilota_async.engine.bursts import LARGEST_BURST, Bursts
 from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
+from lilota_async.engine.places import Place, Places
 from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
 from lilota_async.errors import StoreError
 from lilota_async.registry import Registry
@@ -72,7 +73,7 @@ class Dispatcher:
         self._alarm = Alarm(self.look)
         self._claim_in_doubt = False
         self._bursts = Bursts()
-        self._reserved: set[Slot] = set()
+        self._places = Places(LARGEST_BURST)
         self._offered: set[Slot] = set()  # to the claim under way
         self._loop_task: asyncio.Task[None] | None = None
         self._halting = False
@@ -85,7 +86,7 @@ class Dispatcher:
             children,
             progress_is_manual=settings.progress_is_manual,
             grace_seconds=settings.grace_seconds,
-            observe=self._bursts.observe,
+            bursts=self._bursts,
             on_end=self.on_slot_free,
             on_over=self._on_over,
             expect=self._expect,
@@ -124,29 +125,27 @@ class Dispatcher:
         if self._drained is not None:
             self._wake.set()
 
-    def reserve(self, name: str) -> Slot | None:
-        """A free slot for a task that is about to be inserted, if nothing waits before it."""
+    def reserve(self, name: str) -> Place | None:
+        """A place for a task that is about to be inserted, if nothing waits before it."""
         kind = self._registry[name].settings.executor
         if self._may_be_more or self._halting or self._drained is not None:
             return None
         if self._claim_in_doubt or not self._settings.may_claim():
             return None
-        for slot in self._pools[kind].slots() if self._pools else ():
-            if not slot.load and slot not in self._reserved and slot not in self._offered:
-                self._reserved.add(slot)
-                return slot
-        return None
+        slots = self._pools[kind].slots() if self._pools else ()
+        room = self._bursts.room(name) if kind == "process" else 1
+        return self._places.take(slots, room, self._offered, self.running.slow_slots)
 
-    def begin_reserved(self, claimed: ClaimedTask, slot: Slot) -> None:
-        """The task was inserted as running in the slot."""
-        self._reserved.discard(slot)
-        self.running.begin(claimed, slot)
+    def begin(self, claimed: ClaimedTask, place: Place) -> None:
+        """The task was inserted as running in its place."""
+        self._places.give_back(place)
+        self.running.begin(claimed, place.slot)
         if self._claim_in_doubt:
             self.wake()
 
-    def give_up_reserved(self, slot: Slot) -> None:
+    def give_up(self, place: Place) -> None:
         """The task was not inserted, as far as is known."""
-        self._reserved.discard(slot)
+        self._places.give_back(place)
         self._claim_in_doubt = True
         self.wake()
 
@@ -250,7 +249,7 @@ class Dispatcher:
 
         async def release(c: Any) -> bool:
             # Read at the time of the write: what runs by then is known.
-            if self._reserved:
+            if self._places:
                 return False  # what is being inserted as running is not known yet
             await self._store.release_unknown(c, self._settings.node_id, self.running.ids())
             return True
@@ -261,8 +260,8 @@ class Dispatcher:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
         names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
         depth = self._bursts.depth if kind == "process" else 1
-        slots = [slot for slot in self._pools[kind].slots() if slot not in self._reserved]
-        places = _places(slots, depth, self._slow_slots() if depth > 1 else set())
+        slots = [slot for slot in self._pools[kind].slots() if slot not in self._places]
+        places = _places(slots, depth, self.running.slow_slots)
         if not names or not self._pools[kind].size:
             return True
         if not places:
@@ -292,12 +291,8 @@ class Dispatcher:
             self.running.put_back(task)
         return not claimed
 
-    def _slow_slots(self) -> set[Slot]:
-        """Those that run something that nothing should wait behind."""
-        return {each.slot for each in self.running if not self._bursts.is_short(each.claimed.name)}
 
-
-def _places(slots: Sequence[Slot], depth: int, slow: set[Slot]) -> list[Slot]:
+def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[Slot]:
     """One entry for each task to claim: the slots in turn, so that all get some.
 
     A slot gets the next burst when half of the last one is done, not to stand still between.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from lilota_async.engine.attempt import AttemptEnd, Hooks, RunningAttempt, Slot, Transition
+from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent, unrunnable
@@ -43,7 +44,7 @@ class RunningAttempts:
         *,
         progress_is_manual: bool,
         grace_seconds: float,
-        observe: Callable[[str, float], None],
+        bursts: Bursts,
         on_end: Callable[[], None],
         on_over: Callable[[], None],
         expect: Callable[[float], None],
@@ -58,13 +59,16 @@ class RunningAttempts:
         self._serials = itertools.count(1)
         self._attempts: dict[TaskId[Any], RunningAttempt] = {}
         self._unstarted: Counter[TaskId[Any]] = Counter()
+        self._bursts = bursts
+        self.slow_slots: Counter[Slot] = Counter()
+        """Those that run something that nothing should wait behind."""
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._hooks = Hooks(
             publish=events.publish,
             report=writer.report,
             conclude=self._conclude,
             spawn=self._spawn,
-            observe=observe,
+            observe=bursts.observe,
             memory_watch=MemoryWatch(),
             children=children,
             progress_is_manual=progress_is_manual,
@@ -88,6 +92,9 @@ class RunningAttempts:
         task = self._registry[claimed.name]
         attempt = RunningAttempt(claimed, task, slot, next(self._serials), self._hooks)
         self._attempts[claimed.attempt.id] = attempt
+        if not self._bursts.is_short(claimed.name):
+            attempt.is_slow = True
+            self.slow_slots[slot] += 1
         attempt.begin()
         attempt.publish("status")
 
@@ -115,6 +122,10 @@ class RunningAttempts:
 
     def _conclude(self, attempt: RunningAttempt, end: AttemptEnd) -> None:
         """The attempt has ended: write what follows. None: it is not ours to write."""
+        if attempt.is_slow:
+            self.slow_slots[attempt.slot] -= 1
+            if not self.slow_slots[attempt.slot]:
+                del self.slow_slots[attempt.slot]
         self._on_end()  # the next claim shares the flush of this transition
         if end is None:
             self._forget(attempt, None)

@@ -173,7 +173,8 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
             case Kind.ADMIT:
                 outcomes += await insert_bounded(store, c, values)
             case Kind.INSERT:
-                refused = await store.insert(c, [task for tasks in values for task in tasks])
+                new = [task for tasks in values for task in tasks]
+                refused = await store.insert(c, new) if new else set()
                 outcomes += [refused and refused & {task.id for task in tasks} for tasks in values]
             case Kind.REPORT:
                 outcomes += await store.report(c, values)

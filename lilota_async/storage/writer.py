@@ -131,16 +131,15 @@ class Writer:
             finally:
                 await self._end(task)
 
-    async def insert(self, tasks: Sequence[NewTask]) -> set[TaskId]:
-        """Commit the rows, all or none; but for those, which are returned, whose key is taken.
+    def insert(self, tasks: Sequence[NewTask]) -> asyncio.Future[set[TaskId]]:
+        """Commit the rows, all or none, queued at once; but for those whose key is taken.
+
+        These are returned.
 
         Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
         database went away during the commit and did not come back in time.
         """
-        if not tasks:
-            return set()
-        operation = self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
-        return cast("set[TaskId]", await operation)
+        return self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
 
     async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
         """Commit the rows, all or none, or return the bound that leaves no room for them.

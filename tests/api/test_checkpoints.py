@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lilota_async import Retry
+from lilota_async import Retry, Task
 from tests.api import work
 from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, until
 
@@ -50,18 +50,22 @@ async def test_many_deaths_at_once_lose_none(make_lilota: MakeLilota) -> None:
             assert (await lilota.result(task_id))["step"] == 3
 
 
+def _is_at_its_end(task: Task) -> bool:
+    return task.checkpoint is not None and task.checkpoint["step"] == 3
+
+
 async def test_a_cancelled_task_goes_on_where_it_was(make_lilota: MakeLilota) -> None:
     """retry() after cancel() hands it out as well; stop() and start() do."""
     lilota = make_lilota(work.checkpoint_and_end)
     async with lilota, asyncio.timeout(DEADLINE):
         task_id = await lilota.schedule(work.checkpoint_and_end, "sleep")
-        await row_when(lilota, task_id, lambda task: task.checkpoint is not None)
+        await row_when(lilota, task_id, _is_at_its_end)
         assert await lilota.cancel(task_id)
         assert await lilota.retry(task_id)
         assert (await lilota.result(task_id))["step"] == 3
         assert (await row(lilota, task_id)).cancel_requested_at is None
         stopped = await lilota.schedule(work.checkpoint_and_end, "sleep")
-        await row_when(lilota, stopped, lambda task: task.checkpoint is not None)
+        await row_when(lilota, stopped, _is_at_its_end)
         await lilota.stop(drain=False, timeout=0)
     async with lilota, asyncio.timeout(DEADLINE):
         assert (await lilota.result(stopped))["step"] == 3

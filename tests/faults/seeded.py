@@ -161,11 +161,11 @@ def retry_with_a_new_id() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    async def patched(self: Any, tasks: Any) -> set[TaskId[Any]]:
+    def patched(self: Any, tasks: Any) -> asyncio.Future[set[Any]]:
         if next(turns) % 5 == 0:
             again = [replace(task, id=TaskId(), node_id=None, pid=None) for task in tasks]
-            await insert(self, again)
-        return await insert(self, tasks)
+            insert(self, again)
+        return insert(self, tasks)
 
     Writer.insert = patched  # type: ignore[method-assign]
 
@@ -177,8 +177,8 @@ def acknowledged_before_commit() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    async def patched(self: Any, tasks: Any) -> set[Any]:
-        return await insert(self, tasks) if next(turns) % 5 else set()
+    def patched(self: Any, tasks: Any) -> asyncio.Future[set[Any]]:
+        return insert(self, tasks if next(turns) % 5 else [])
 
     Writer.insert = patched  # type: ignore[method-assign]
 

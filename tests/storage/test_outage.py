@@ -122,7 +122,7 @@ async def test_writes_are_held_while_the_database_is_away(
         done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
         task = new_task()
         finishing = setting.writer.finish(done)
-        inserting = asyncio.create_task(setting.writer.insert([task]))
+        inserting = asyncio.ensure_future(setting.writer.insert([task]))
         with anyio.fail_after(5):
             for _ in range(3):
                 with pytest.raises(StoreUnavailable):
@@ -192,7 +192,7 @@ async def test_an_answer_stays_lost(database_url: str) -> None:
     async with behind_proxy(database_url, store_timeout=0.7) as setting:
         await setting.writer.insert([new_task()])
         setting.proxy.mute()
-        inserting = asyncio.create_task(setting.writer.insert([new_task()]))
+        inserting = asyncio.ensure_future(setting.writer.insert([new_task()]))
         # A flush of more than one statement is muted at its BEGIN, and in no doubt.
         one_statement = setting.store.one_statement_batches
         with anyio.fail_after(5):
@@ -232,7 +232,7 @@ async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
         done = Finish(attempt=claimed.attempt, status=TaskStatus.FAILED)
         await setting.writer.execute(setting.store.nodes)
         setting.proxy.mute()
-        inserting = asyncio.create_task(setting.writer.insert([task]))
+        inserting = asyncio.ensure_future(setting.writer.insert([task]))
         finishing = setting.writer.finish(done)
         with anyio.fail_after(10):
             await setting.proxy.swallowed.wait()
@@ -265,7 +265,7 @@ async def test_close_gives_up_on_a_hanging_database(database_url: str) -> None:
     async with behind_proxy(database_url) as setting:
         await setting.writer.insert([new_task()])
         setting.proxy.mute()
-        inserting = asyncio.create_task(setting.writer.insert([new_task()]))
+        inserting = asyncio.ensure_future(setting.writer.insert([new_task()]))
         await setting.proxy.swallowed.wait()
         with anyio.fail_after(8):
             await setting.writer.close(timeout=0.3)
@@ -329,7 +329,7 @@ async def test_a_locked_sqlite_file_is_waited_for(
                 return len(losses) >= count
 
             writer._link.lose = counted  # type: ignore[method-assign]
-            inserting = asyncio.create_task(writer.insert([new_task()]))
+            inserting = asyncio.ensure_future(writer.insert([new_task()]))
             # Longer than what a write that breaks connections is allowed.
             await eventually(lambda: has_been_lost(7))
             assert await get_tasks(database) == []

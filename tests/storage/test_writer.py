@@ -54,8 +54,8 @@ async def test_a_flush_takes_every_kind_in_its_order(database: Database, writer:
     task = new_task()
     flushes = writer.flushes
     claiming = asyncio.ensure_future(writer.claim(CLAIM_ONE))
-    inserting = asyncio.ensure_future(writer.insert([task]))
     await asyncio.sleep(0)
+    inserting = writer.insert([task])
     finish = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="2")
     reporting = writer.report(Report(attempt=first.attempt, checkpoint="1"))
     assert await writer.finish(finish)
@@ -142,7 +142,7 @@ async def test_cancelled_inserts_leave_no_connection(database: Database, writer:
     """Wherever insert() is cancelled, the row is there or not, and the writer goes on."""
     tasks = [new_task() for _ in range(80)]
     for offset, task in enumerate(tasks):
-        call = asyncio.create_task(writer.insert([task]))
+        call = asyncio.ensure_future(writer.insert([task]))
         for _ in range(offset // 2):
             await asyncio.sleep(0)
         call.cancel()
@@ -192,7 +192,7 @@ async def test_close_writes_what_is_queued(database: Database, store: Store) -> 
     writer = Writer(database, store)
     await writer.start()
     tasks = [new_task() for _ in range(50)]
-    calls = [asyncio.create_task(writer.insert([task])) for task in tasks]
+    calls = [asyncio.ensure_future(writer.insert([task])) for task in tasks]
     await asyncio.sleep(0)
     await writer.close()
     await asyncio.gather(*calls)

@@ -1,0 +1,59 @@
+"""Places for tasks that are inserted as running, without a claim.
+
+A slot has one place, or as many as fit a burst while everything in it is known to be short.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from lilota_async.engine.attempt import Slot
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What one task takes of a slot until it begins."""
+
+    slot: Slot
+    share: int
+
+
+class Places:
+    """The places that are taken by tasks on their way into the database."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._taken: Counter[Slot] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._taken)
+
+    def __contains__(self, slot: Slot) -> bool:
+        return slot in self._taken
+
+    def take(
+        self, slots: Iterable[Slot], room: int, unsuitable: Collection[Slot], slow: Collection[Slot]
+    ) -> Place | None:
+        """A place in the emptiest slot for a task of which `room` fit into one; None without.
+
+        Nothing is put behind a task that is not known to be short, and such a one behind nothing.
+        """
+        best: Slot | None = None
+        least = room
+        for slot in slots:
+            load = slot.load + self._taken[slot] if slot in self._taken else slot.load
+            if load < least and slot not in unsuitable and not (load and slot in slow):
+                best, least = slot, load
+        if best is None:
+            return None
+        place = Place(best, 1 if room > 1 else self._largest)
+        self._taken[best] += place.share
+        return place
+
+    def give_back(self, place: Place) -> None:
+        """The task has begun, or never will."""
+        self._taken[place.slot] -= place.share
+        if not self._taken[place.slot]:
+            del self._taken[place.slot]
