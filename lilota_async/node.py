@@ -297,11 +297,11 @@ class Node:
         if self._looks_on_commit:
             self.dependencies.look()
 
-    def _insert_running(self, task: NewTask, place: Place) -> asyncio.Future[None]:
+    def _insert_running(self, task: NewTask, place: Place) -> asyncio.Future[set[TaskId[Any]]]:
         running = msgspec.structs.replace(task, node_id=self.id, pid=place.slot.pid)
         self._inserting += 1
 
-        def begin(inserted: asyncio.Future[None]) -> None:
+        def begin(inserted: asyncio.Future[set[TaskId[Any]]]) -> None:
             if inserted.cancelled() or inserted.exception() is not None:
                 self.dispatcher.give_up(place)
             else:
