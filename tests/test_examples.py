@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.apps import (
     run_script,
     serving,
 )
-from tests.databases import BACKENDS, Servers
+from tests.databases import BACKENDS, FAST_BACKENDS, Servers
 
 EXAMPLES = ROOT / "examples"
 
@@ -109,6 +110,18 @@ def test_checkpoints(tmp_path: Path) -> None:
     # What was done in the last fraction of a second may be done again, and nothing before it.
     assert 200 <= int(resumed[1]) <= 400
     assert "completed 100 %" in lines
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_split_and_merge(backend: str, servers: Servers, tmp_path: Path) -> None:
+    """A thousand parts are counted, each once, and then merged."""
+    url = servers.empty_database(backend, tmp_path)
+    lines = run_script(EXAMPLES / "11_split_and_merge.py", tmp_path, {"LILOTA_DB_URL": url})
+    assert lines == ["200000 words in 1000 parts"]
+    tasks = asyncio.run(Lilota(url).get_all_tasks())
+    names = Counter(task.name for task in tasks)
+    assert names == {"split": 1, "count_words": 1000, "merge": 1}
+    assert {(task.status, task.attempts) for task in tasks} == {("completed", 1)}
 
 
 def commands(name: str, port: int) -> dict[str, list[str]]:
