@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from lilota_async.codec import escape_text
 from lilota_async.engine.children import Children, ChildTasks
 from lilota_async.engine.lifecycle import End, Intent, conclude
+from lilota_async.engine.reports import LogTail, Reports
 from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.memory_watch import MemoryGuard, MemoryWatch
 from lilota_async.execution.protocol import (
@@ -29,9 +29,7 @@ from lilota_async.models.values import TaskEvent, TaskStatus
 from lilota_async.registry import RegisteredTask
 from lilota_async.storage.transitions import ClaimedTask, Dependent, Finish, Report, Requeue
 
-LOG_LIMIT = 64 * 1024
 MEBIBYTE = 1024 * 1024
-REPORT_SECONDS = 0.3  # between two writes of one task's progress
 KILL_AGAIN_SECONDS = 0.05
 
 
@@ -285,16 +283,6 @@ class RunningAttempt:
         """What was written after the first `start` characters, as far as it is kept."""
         return "" if self._log is None else self._log.since(start)
 
-    def send_report(
-        self,
-        progress: int | None,
-        checkpoint: str | None,
-        on_sent: Callable[[asyncio.Future[bool]], None],
-    ) -> None:
-        """Have the row follow."""
-        report = Report(attempt=self.claimed.attempt, progress=progress, checkpoint=checkpoint)
-        self._hooks.report(report).add_done_callback(on_sent)
-
     @property
     def _max_memory(self) -> int | None:
         settings = self._task.settings
@@ -302,7 +290,7 @@ class RunningAttempt:
 
     def _reporting(self) -> Reports:
         if self._reports is None:
-            self._reports = Reports(self)
+            self._reports = Reports(self.claimed.attempt, self._hooks.report)
         return self._reports
 
     def _limit(self) -> str:
@@ -310,90 +298,6 @@ class RunningAttempt:
             return f"{self._max_memory / MEBIBYTE:g} MiB"
         timeout = self.claimed.timeout_seconds
         return "" if timeout is None else f"{timeout:g} s"
-
-
-class Reports:
-    """Progress and checkpoints of one attempt: the latest, a few times a second at most.
-
-    One at a time: while the database is away, they do not pile up.
-    """
-
-    def __init__(self, attempt: RunningAttempt) -> None:
-        self.percentage = 0
-        self._attempt = attempt
-        self._loop = asyncio.get_running_loop()
-        self._progress: int | None = None
-        self._checkpoint: str | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._last_sent = float("-inf")
-        self._is_sending = self._closed = False
-
-    def progress(self, percentage: int) -> None:
-        self.percentage = self._progress = max(0, min(percentage, 100))
-        self._schedule()
-
-    def checkpoint(self, state: str) -> None:
-        self._checkpoint = state
-        self._schedule()
-
-    def close(self) -> None:
-        """No more timers; a checkpoint that waits is written all the same."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._checkpoint is not None:
-            self._send()
-
-    def _schedule(self) -> None:
-        if self._timer is None and not self._is_sending and not self._closed:
-            pause = max(0.0, self._last_sent + REPORT_SECONDS - self._loop.time())
-            self._timer = self._loop.call_later(pause, self._send)
-
-    def _send(self) -> None:
-        self._timer = None
-        self._is_sending = True
-        self._last_sent = self._loop.time()
-        progress, self._progress = self._progress, None
-        checkpoint, self._checkpoint = self._checkpoint, None
-        self._attempt.send_report(progress, checkpoint, self._on_sent)
-
-    def _on_sent(self, sent: asyncio.Future[bool]) -> None:
-        if not sent.cancelled():
-            sent.exception()  # the writer says when the database is away, once
-        self._is_sending = False
-        if self._progress is not None or self._checkpoint is not None:
-            self._schedule()
-
-
-class LogTail:
-    """The last 64 KiB of what a task wrote."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self._size = 0
-        self.end = 0  # of everything that was written, kept or not
-
-    def add(self, text: str) -> None:
-        self._pieces.append(text)
-        self._size += len(text)
-        self.end += len(text)
-        if self._size > 4 * LOG_LIMIT:
-            self._compact()
-
-    def text(self) -> str | None:
-        """The tail as any database takes it; None when nothing was written."""
-        self._compact()
-        return escape_text("".join(self._pieces), LOG_LIMIT) if self._size else None
-
-    def since(self, start: int) -> str:
-        """What follows the first `start` characters, as far as it is kept."""
-        self._compact()
-        return self._pieces[0][max(0, start - (self.end - self._size)) :]
-
-    def _compact(self) -> None:
-        kept = "".join(self._pieces)[-LOG_LIMIT:]
-        self._pieces = [kept]
-        self._size = len(kept)
 
 
 def _bytes(text: str | None) -> bytes | None:

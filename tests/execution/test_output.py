@@ -8,7 +8,7 @@ import logging
 import psutil
 import pytest
 
-from lilota_async.engine.attempt import LOG_LIMIT, LogTail
+from lilota_async.engine.reports import LOG_LIMIT, LogTail
 from lilota_async.execution.protocol import Message
 from tests.execution import tasks
 from tests.execution.support import Bench, Heard, bench, call_of, value_of
