@@ -20,8 +20,8 @@ from lilota_async.options import (
     checked_key,
     checked_priority,
 )
+from lilota_async.records import checked_id
 from lilota_async.registry import RegisteredTask, encode_tags
-from lilota_async.tasks import checked_id
 
 if TYPE_CHECKING:
     from lilota_async.storage.transitions import Dependent, NewTask

@@ -25,7 +25,10 @@ async def insert_bounded(
     beginning: the lock holds until its end, so that the next one counts what this one has
     written.
     """
-    if store.dialect.lock_backlog is not None:
+    # Whoever waits for a unique key, perhaps that of a transaction of the application's, must not
+    # hold the lock meanwhile.
+    is_keyed = any(task.unique_key is not None for each in inserts for task in each.tasks)
+    if store.dialect.lock_backlog is not None and not is_keyed:
         await c.execute(text(store.dialect.lock_backlog))
     waiting = await _count(store.dialect, c, [bound for each in inserts for bound in each.bounds])
     full: list[Bound | None] = []

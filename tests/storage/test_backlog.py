@@ -19,7 +19,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 from lilota_async.storage.writer import Writer
 from tests.storage.plans import reads_whole_table, recording
-from tests.storage.support import claim, insert, new_task, raw
+from tests.storage.support import claim, insert, new_task, raw, transacting
 
 pytestmark = pytest.mark.anyio
 WHOLE = Bound(name=None, most=10)
@@ -132,3 +132,22 @@ async def test_a_commit_in_doubt_tells_the_ids(
         with pytest.raises(ScheduleUnknown) as caught:
             await writer.admit(wanted)
         assert caught.value.task_id == wanted.tasks[0].id
+
+
+async def test_who_waits_for_a_key_holds_nobody_up(database: Database, store: Store) -> None:
+    """The application's open transaction has a unique key: only those wait who want that key."""
+    if database.dialect != "postgresql":
+        pytest.skip("SQLite has one writer at a time, and MariaDB locks the gap beside a key")
+    keyed = BoundedInsert(tasks=[new_task(unique_key="k")], bounds=(WHOLE,))
+    async with (
+        Writer(database, store) as one,
+        Writer(database, create_store(database)) as other,
+        asyncio.timeout(10.0),
+    ):
+        async with transacting(database) as application:
+            await store.insert(application, [new_task(unique_key="k")])
+            waiting = asyncio.create_task(one.admit(keyed))
+            for _ in range(5):
+                assert await other.admit(_bounded(WHOLE)) == set()
+            assert not waiting.done()
+        assert await waiting == {keyed.tasks[0].id}
