@@ -115,7 +115,8 @@ class Records:
         """Delete tasks that ended longer ago than `older_than`; returns how many.
 
         Of this status and name when they are given. Works at any time, in many short
-        transactions. A task whose unique key is still taken is left.
+        transactions. A task whose unique key is still taken is left, and one whose end other
+        tasks have not taken note of.
 
         Raises ConfigurationError for a status that is not one of an end.
 

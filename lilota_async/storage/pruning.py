@@ -64,9 +64,10 @@ async def _delete(database: Database, older_than: float, status: TaskStatus, nam
 
 
 def _statement(database: str, dialect: Dialect) -> TextClause:
-    """From the oldest on. A row whose unique key is still taken stays with it."""
+    """From the oldest on. A row whose key is taken still, or whose end others wait for, stays."""
     condition = f"""name = :name AND status = :status AND end_date_time < {dialect.later(":age")}
-        AND (unique_until IS NULL OR unique_until <= {dialect.now})"""
+        AND (unique_until IS NULL OR unique_until <= {dialect.now})
+        AND NOT EXISTS (SELECT 1 FROM lilota_dependency WHERE on_id = lilota_task.id)"""
     some = "ORDER BY end_date_time LIMIT :limit"
     if database == "postgresql":
         # What another node is deleting, or somebody is just retrying, is left to them.

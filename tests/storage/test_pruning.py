@@ -103,6 +103,23 @@ async def test_a_key_that_is_taken_keeps_its_row(database: Database, store: Stor
     assert await _left(database) == {held.id}
 
 
+async def test_what_others_wait_for_stays(database: Database, store: Store) -> None:
+    """A task that waits for the end of another must find how that came to it."""
+    parent, child = new_task(), new_task("unclaimed")
+    await insert(database, store, [child])
+    await _ended(database, store, [parent], "completed")
+    await raw(
+        database,
+        "INSERT INTO lilota_dependency (on_id, task_id, runs_if_failed)"
+        " VALUES (:parent, :child, false)",
+        parent=store.dialect.key(parent.id),
+        child=store.dialect.key(child.id),
+    )
+    assert await prune(database, DAY) == 0
+    await raw(database, "DELETE FROM lilota_dependency")
+    assert await prune(database, DAY) == 1
+
+
 async def test_no_row_that_is_kept_is_read(database: Database, store: Store) -> None:
     """A batch goes by the index of what has ended, whatever the statistics say."""
     await insert(database, store, [new_task() for _ in range(3000)])
