@@ -31,10 +31,15 @@ def task_stream(
 ) -> Response:
     """What happens to the task; from where the client has seen it, if it says where."""
     after = request.headers.get("last-event-id", "")[:LONGEST_ID]
-    seen = Position.parse(after)
-    if seen.is_final and task.status.is_final and seen.attempt == task.attempts:
+    if has_seen_end(after, task):
         return Response(status_code=204)  # EventSource connects again until it is told this
     return event_stream(_events(lilota, task, after), heartbeat)
+
+
+def has_seen_end(after: str, task: Task) -> bool:
+    """Whether the position is the end of the task, which nobody has run again."""
+    seen = Position.parse(after)
+    return seen.is_final and task.status.is_final and seen.attempt == task.attempts
 
 
 def event_stream(

@@ -17,7 +17,7 @@ from lilota_async.errors import LilotaError
 from lilota_async.integrations.authorization import Guard
 from lilota_async.integrations.dashboard.actions import id_of
 from lilota_async.integrations.payloads import Redaction, masked
-from lilota_async.integrations.streams import RECONNECT_MILLISECONDS, event_stream
+from lilota_async.integrations.streams import RECONNECT_MILLISECONDS, event_stream, has_seen_end
 
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
@@ -87,7 +87,7 @@ class Live:
         after = ""
         while True:
             task = await self._row(request)
-            if task is not None and (not task.status.is_final or not after):
+            if task is not None and not has_seen_end(after, task):
                 secrets = Redaction(self._lilota.settings_of(task.name)).secrets_of(task)
                 with suppress(LilotaError):
                     async for event in self._lilota.watch(task_id, after):
