@@ -26,7 +26,7 @@ from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
-NOTIFIED_POLL_SECONDS = 15.0  # the safety net, while the database tells
+NOTIFIED_POLL_SECONDS = 30.0  # the safety net, while the database tells
 CLOCK_GRAIN_SECONDS = 0.002
 RETRY_SECONDS = 0.5  # after a claim that failed
 logger = logging.getLogger("lilota_async")
@@ -222,7 +222,9 @@ class Dispatcher:
         self._looks_ahead = False
         names = tuple(self._registry)
         try:
-            seconds = await self._writer.execute(lambda c: self._store.seconds_to_next(c, names))
+            seconds = await self._writer.execute(
+                lambda c: self._store.seconds_to_next(c, names), is_one_statement=True
+            )
         except StoreError:
             self._looks_ahead = True
             return

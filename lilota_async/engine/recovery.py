@@ -34,7 +34,7 @@ from lilota_async.errors import StoreError, StoreUnavailable
 from lilota_async.execution.identity import is_certainly_dead
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Finish, LiveNode, NodeRecord, Requeue
+from lilota_async.storage.transitions import Finish, LiveNode, NodeRecord, Renewal, Requeue
 from lilota_async.storage.writer import Writer
 
 HEARTBEATS_PER_LEASE = 3
@@ -80,7 +80,7 @@ class Recovery:
         """Register the node and take over from those that are gone."""
         await self._register()
         try:
-            await self._take_over()
+            await self._take_over(await self._renew())
         except StoreUnavailable:
             raise
         except Exception:
@@ -111,21 +111,25 @@ class Recovery:
             await asyncio.sleep(pause)
             pause = regular
             try:
-                await self._beat()
-                await self._take_over()
+                await self._take_over(await self._beat())
             except StoreError:
                 pause = min(regular, RETRY_SECONDS)  # the writer says that it is away, once
             except Exception:
                 logger.exception("A heartbeat failed in an unforeseen way; trying on")
 
-    async def _beat(self) -> None:
-        is_known = await self._writer.execute(lambda c: self._store.heartbeat(c, self._node.id))
+    async def _renew(self) -> Renewal:
+        names = tuple(self._registry)
+        renew = partial(self._store.renew, node_id=self._node.id, names=names)
+        return await self._writer.execute(renew, is_one_statement=True)
+
+    async def _beat(self) -> Renewal:
+        renewal = await self._renew()
         self._note_answer()
-        if is_known:
+        if renewal.is_known:
             self._note_beat()
             if self._names() != self._node.names:  # something was registered since
                 await self._register()
-            return
+            return renewal
         logger.warning(
             "This node was silent for longer than its lease of %g s and its tasks were taken "
             "over; it ends them here and goes on with new ones",
@@ -135,6 +139,7 @@ class Recovery:
         await self._adopt_lost()  # before it registers, since afterwards they are its own
         self._on_lease_lost()  # what a claim under way had brought was adopted as well
         await self._register()
+        return renewal
 
     def _note_answer(self) -> None:
         """The database has answered; a gap since the last time means that it hung, for all."""
@@ -149,17 +154,20 @@ class Recovery:
         if not held:
             self._on_work()  # nothing was claimed for want of a lease
 
-    async def _take_over(self) -> None:
-        nodes = await self._writer.execute(self._store.nodes)
-        self._store.has_listeners = len(nodes) > 1
-        for node in nodes:
-            if node.id == self._node.id:
-                continue
+    async def _take_over(self, renewal: Renewal) -> None:
+        others = [node for node in renewal.nodes if node.id != self._node.id]
+        self._store.has_listeners = bool(others)
+        has_lost = renewal.has_lost
+        for node in others:
             if is_certainly_dead(node.machine, node.pid, node.pid_started):
                 await self._remove(node.id)
             elif self._has_fallen_silent(node):
                 await self._remove(node.id, silent_for=self._lease_seconds)
-        await self._adopt_lost()
+            else:
+                continue
+            has_lost = True
+        if has_lost:
+            await self._adopt_lost()
 
     async def _adopt_lost(self) -> None:
         taken = ADOPTED_AT_ONCE

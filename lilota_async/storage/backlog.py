@@ -9,7 +9,8 @@ from sqlalchemy import bindparam, text
 
 from lilota_async.models.types import TaskIdType
 from lilota_async.models.values import TaskId
-from lilota_async.storage.store import Dialect, Store
+from lilota_async.storage.dialect import Dialect
+from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 
 if TYPE_CHECKING:

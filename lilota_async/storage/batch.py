@@ -38,7 +38,8 @@ class Kind(enum.IntEnum):
     FINISH = 3
     REQUEUE = 4
     EXECUTE = 5
-    CLAIM = 6
+    LOOK = 6
+    CLAIM = 7
 
 
 ALL_KINDS = frozenset(Kind)
@@ -147,6 +148,7 @@ class Turns:
         frozenset({Kind.INSERT}),
         frozenset({Kind.REPORT, Kind.FINISH, Kind.REQUEUE}),
         frozenset({Kind.EXECUTE}),
+        frozenset({Kind.LOOK}),
         frozenset({Kind.CLAIM}),
     )
 
@@ -184,7 +186,7 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
                 outcomes += applied
             case Kind.REQUEUE:
                 outcomes += await store.requeue(c, values)
-            case Kind.EXECUTE:
+            case Kind.EXECUTE | Kind.LOOK:
                 outcomes += [await _outcome(operation, c) for operation in values]
             case Kind.CLAIM:
                 outcomes += [await store.claim(c, claim) for claim in values]

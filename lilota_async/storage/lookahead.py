@@ -11,7 +11,7 @@ from lilota_async.models.types import UtcDateTime
 if TYPE_CHECKING:
     from sqlalchemy import TextualSelect
 
-    from lilota_async.storage.store import Dialect
+    from lilota_async.storage.dialect import Dialect
 
 LOOK_BACK_SECONDS = 1.0
 

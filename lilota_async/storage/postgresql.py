@@ -9,10 +9,11 @@ from uuid import UUID
 from sqlalchemy import text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.edited import MOST_ATTEMPTS
+from lilota_async.storage.leases import live_nodes
 from lilota_async.storage.store import (
     CLAIMED_COLUMNS,
-    Dialect,
     Store,
     claimed,
     in_order_of_keys,
@@ -24,6 +25,7 @@ from lilota_async.storage.transitions import (
     ClaimedTask,
     Finish,
     NewTask,
+    Renewal,
     Report,
     Requeue,
 )
@@ -208,6 +210,18 @@ class PostgresqlDialect(Dialect):
         return value
 
 
+# One statement for an idle node, since there are many of them.
+_RENEW = text(f"""
+WITH beat AS (
+    UPDATE lilota_node SET last_seen_at = {_NOW} WHERE id = CAST(:id AS uuid) RETURNING id)
+SELECT id, machine, pid, pid_started, {PostgresqlDialect.seconds_since_seen} AS silent_seconds,
+    EXISTS (SELECT 1 FROM beat) AS is_known, EXISTS (
+        SELECT 1 FROM lilota_task WHERE status = 'running' AND name = ANY(CAST(:names AS text[]))
+        AND NOT EXISTS (SELECT 1 FROM lilota_node AS owner WHERE owner.id = lilota_task.locked_by)
+    ) AS has_lost
+FROM lilota_node ORDER BY id""")
+
+
 class PostgresqlStore(Store):
     """Works through asyncpg and through psycopg alike."""
 
@@ -255,6 +269,14 @@ class PostgresqlStore(Store):
         )
         keyed = set(result.one().keyed)
         return {task.id for task in tasks if task.unique_key is not None and task.id not in keyed}
+
+    async def renew(self, c: AsyncConnection, node_id: UUID, names: Sequence[str]) -> Renewal:
+        rows = (await c.execute(_RENEW, {"id": node_id, "names": list(names)})).all()
+        if not rows:
+            return Renewal(is_known=False, nodes=(), has_lost=True)
+        return Renewal(
+            is_known=rows[0].is_known, nodes=tuple(live_nodes(rows)), has_lost=rows[0].has_lost
+        )
 
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
         parameters = {

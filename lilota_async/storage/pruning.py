@@ -15,7 +15,7 @@ from lilota_async.storage.stores import create_store
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
 
-    from lilota_async.storage.store import Dialect
+    from lilota_async.storage.dialect import Dialect
 
 ROWS_PER_DELETE = 500
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
-from lilota_async.storage.store import CLAIMED_COLUMNS, Dialect, Store, claimed
+from lilota_async.storage.store import CLAIMED_COLUMNS, Store, claimed
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from lilota_async.models.types import UtcDateTime
-from lilota_async.storage.store import Dialect
+from lilota_async.storage.dialect import Dialect
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

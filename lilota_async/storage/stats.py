@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import TextualSelect
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from lilota_async.storage.store import Dialect
+    from lilota_async.storage.dialect import Dialect
 
 LATEST_ROWS = 1000
 MOST_FAILED = 10_000

@@ -6,30 +6,29 @@ into it. Whoever calls brings the connection, and with it the transaction.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import bindparam, text
+from sqlalchemy import text
 
 from lilota_async.errors import TaskIsRunning
 from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.dependencies import DependencyRows
-from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds, utc
+from lilota_async.storage.dialect import Dialect
+from lilota_async.storage.edited import limit_seconds, utc
+from lilota_async.storage.leases import LeaseStore, as_uuid
 from lilota_async.storage.lookahead import next_due
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
     ClaimedTask,
     Finish,
-    LiveNode,
-    LostTask,
     NewTask,
-    NodeRecord,
     Report,
     Requeue,
 )
@@ -43,42 +42,7 @@ if TYPE_CHECKING:
 KEPT_FAILURES = 20
 
 
-class Dialect:
-    """What SQL expressions and values look like on one database."""
-
-    now: str
-    has_arrays = False
-    seconds_since_seen: str
-    for_update: str = "FOR UPDATE"
-    for_adoption: str = "FOR UPDATE SKIP LOCKED"
-    keep_schedule: str = "ON CONFLICT (name, rhythm) DO NOTHING"
-    upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
-        last_seen_at = excluded.last_seen_at, names = excluded.names"""
-    lock_backlog: str | None = None
-    """Lets one transaction at a time count what waits and add to it, until its end."""
-    # The table, with a hint where the database needs one to go by the index.
-    pending_table: str = "lilota_task"
-    pending_name_table: str = "lilota_task"
-    running_table: str = "lilota_task"
-    ended_table: str = "lilota_task"
-    unique_table: str = "lilota_task"
-    holds_key: str = """unique_key = :key
-        AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
-
-    def later(self, seconds: str) -> str:
-        """The expression for so many seconds from now."""
-        raise NotImplementedError
-
-    def key(self, value: UUID) -> Any:
-        """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
-        return value.hex
-
-    def time(self, value: datetime | None) -> Any:
-        """A time as a bound value."""
-        return value
-
-
-class Store(ABC):
+class Store(LeaseStore):
     """The transitions that need no batches, and the names of those that do."""
 
     one_statement_batches = False
@@ -90,29 +54,14 @@ class Store(ABC):
     """Whether other nodes are told what there is to do; kept up to date by the recovery."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self.dialect = dialect
-        self._key = dialect.key
+        super().__init__(dialect)
         self.dependencies = DependencyRows(self)
         self._statements = _statements(dialect)
-        self._lost = text(f"""
-            SELECT id, name, attempts, interruptions, cancel_requested_at FROM lilota_task
-            WHERE status = 'running' AND name IN :names AND interruptions <= {MOST_ATTEMPTS}
-                AND (locked_by IN :owners OR (:unowned AND locked_by IS NULL))
-                AND NOT EXISTS
-                    (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
-            ORDER BY id LIMIT :limit {dialect.for_adoption}""").bindparams(
-            bindparam("names", expanding=True), bindparam("owners", expanding=True)
-        )
-        self._lost_owners = text("""
-            SELECT DISTINCT locked_by FROM lilota_task
-            WHERE status = 'running' AND name IN :names AND NOT EXISTS
-                (SELECT 1 FROM lilota_node WHERE lilota_node.id = lilota_task.locked_by)
-            """).bindparams(bindparam("names", expanding=True))
         self._next_due = next_due(dialect)
         self.unique_keys = UniqueKeys(self)
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
-    async def prepare(self, c: AsyncConnection) -> None:  # noqa: B027
+    async def prepare(self, c: AsyncConnection) -> None:
         """Make the settings of the writer's own connection."""
 
     @abstractmethod
@@ -198,10 +147,10 @@ class Store(ABC):
         row = (await c.execute(self._next_due, {"names": list(names)})).one()
         return None if row.due is None else float((row.due - row.now).total_seconds())
 
-    async def announce(self, c: AsyncConnection) -> None:  # noqa: B027
+    async def announce(self, c: AsyncConnection) -> None:
         """Tell the other nodes that there is something new, where the database can."""
 
-    async def announce_look(self, c: AsyncConnection) -> None:  # noqa: B027
+    async def announce_look(self, c: AsyncConnection) -> None:
         """Tell the other nodes, if there are any, that a claim is not enough to see what is new."""
 
     async def clock(self, c: AsyncConnection) -> datetime:
@@ -209,94 +158,6 @@ class Store(ABC):
         row = (await c.execute(self._clock)).one()
         time: datetime = row.now
         return time
-
-    async def register_node(self, c: AsyncConnection, node: NodeRecord) -> None:
-        """Make the node known, seen now; the others hear that there is one to tell."""
-        await c.execute(
-            self._statements["register_node"],
-            {
-                "id": self._key(node.id),
-                "machine": node.machine,
-                "host": node.host,
-                "pid": node.pid,
-                "pid_started": node.pid_started,
-                "slots": node.slots,
-                "version": node.version,
-                "names": msgspec.json.encode(node.names).decode(),
-            },
-        )
-        await self.announce(c)
-
-    async def heartbeat(self, c: AsyncConnection, node_id: UUID) -> bool:
-        """Seen now; False when the row is gone, since others have taken over."""
-        result = await c.execute(self._statements["heartbeat"], {"id": self._key(node_id)})
-        return bool(result.rowcount == 1)
-
-    async def remove_node(
-        self, c: AsyncConnection, node_id: UUID, silent_for: float | None = None
-    ) -> None:
-        """Forget the node; its running tasks, if any, are for `adopt()`.
-
-        With `silent_for` only if it has been silent for so many seconds: it may have come back.
-        """
-        parameters = {"id": self._key(node_id)}
-        if silent_for is None:
-            await c.execute(self._statements["remove_node"], parameters)
-        else:
-            await c.execute(
-                self._statements["remove_silent_node"], {**parameters, "silent_for": silent_for}
-            )
-
-    async def nodes(self, c: AsyncConnection) -> list[LiveNode]:
-        """Every node that is registered."""
-        rows = await c.execute(self._statements["nodes"])
-        return [
-            LiveNode(
-                id=_uuid(row.id),
-                machine=row.machine,
-                pid=row.pid,
-                pid_started=row.pid_started,
-                silent_seconds=float(row.silent_seconds),
-            )
-            for row in rows.all()
-            if is_key(row.id) and isinstance(row.pid, int) and row.silent_seconds is not None
-        ]
-
-    async def adopt(
-        self, c: AsyncConnection, node_id: UUID, names: Sequence[str], limit: int
-    ) -> list[LostTask]:
-        """running -> running: tasks of no registered node become this node's, interrupted.
-
-        The new owner decides what becomes of them and writes that, fenced as ever. Several
-        nodes at once share them. Belongs into a transaction.
-        """
-        # The owners first: rows that another node adopts and claims meanwhile have a new one
-        # then, which this transaction may not see as registered yet.
-        owners = (await c.execute(self._lost_owners, {"names": list(names)})).scalars().all()
-        if not owners:
-            return []
-        parameters = {
-            "names": list(names),
-            "owners": [owner for owner in owners if owner is not None] or [None],
-            "unowned": None in owners,
-            "limit": limit,
-        }
-        found = await c.execute(self._lost, parameters)
-        lost = [
-            LostTask(
-                attempt=Attempt(id=TaskId(row.id), number=row.attempts, node_id=node_id),
-                name=row.name,
-                interruptions=row.interruptions + 1,
-                is_cancel_requested=row.cancel_requested_at is not None,
-            )
-            for row in found.all()
-            if is_sound(row)
-        ]
-        if lost:
-            owner = self._key(node_id)
-            keys = [{"id": self._key(task.attempt.id), "node": owner} for task in lost]
-            await c.execute(self._statements["adopt"], keys)
-        return lost
 
     async def release_unknown(
         self, c: AsyncConnection, node_id: UUID, known: Sequence[UUID]
@@ -309,7 +170,7 @@ class Store(ABC):
         parameters = {"node": self._key(node_id)}
         rows = await c.execute(self._statements["running_of"], parameters)
         wanted = {UUID(int=task_id.int) for task_id in known}
-        lost = [row.id for row in rows.all() if _uuid(row.id) not in wanted]
+        lost = [row.id for row in rows.all() if as_uuid(row.id) not in wanted]
         released = 0
         for task_id in lost:
             result = await c.execute(self._statements["release"], {**parameters, "id": task_id})
@@ -343,23 +204,6 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
                 progress_percentage = 0, failures = :failures, exception = NULL
             WHERE id = :id AND {final}""",
         "delete": "DELETE FROM lilota_task WHERE id = :id AND status <> 'running'",
-        "register_node": f"""
-            INSERT INTO lilota_node (id, machine, host, pid, pid_started, started_at,
-                last_seen_at, slots, version, names)
-            VALUES (:id, :machine, :host, :pid, :pid_started, {now}, {now}, :slots, :version,
-                :names)
-            {dialect.upsert_node}""",
-        "heartbeat": f"UPDATE lilota_node SET last_seen_at = {now} WHERE id = :id",
-        "remove_node": "DELETE FROM lilota_node WHERE id = :id",
-        "remove_silent_node": f"""
-            DELETE FROM lilota_node
-            WHERE id = :id AND {dialect.seconds_since_seen} >= :silent_for""",
-        "nodes": f"""
-            SELECT id, machine, pid, pid_started, {dialect.seconds_since_seen} AS silent_seconds
-            FROM lilota_node ORDER BY id""",
-        "adopt": """
-            UPDATE lilota_task SET locked_by = :node, interruptions = interruptions + 1
-            WHERE id = :id AND status = 'running'""",
         "running_of": """
             SELECT id FROM lilota_task WHERE status = 'running' AND locked_by = :node""",
         "release": f"""
@@ -374,10 +218,6 @@ def _status(value: str | None) -> TaskStatus | None:
         return None if value is None else TaskStatus(value)
     except ValueError:  # edited by hand, or by a newer version
         return None
-
-
-def _uuid(value: str | UUID) -> UUID:
-    return UUID(value) if isinstance(value, str) else UUID(int=value.int)
 
 
 def _appended(failures: str | None, exception: str | None, attempt: int) -> str | None:

@@ -212,6 +212,17 @@ class LiveNode(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     silent_seconds: float
 
 
+class Renewal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The answer to a heartbeat. Not `is_known`: others have taken over from the node.
+
+    `has_lost`: tasks are running of nodes that are no more.
+    """
+
+    is_known: bool
+    nodes: tuple[LiveNode, ...]
+    has_lost: bool
+
+
 def as_claimed(task: NewTask) -> ClaimedTask:
     """What the claim of a task would have brought that was inserted as running."""
     assert task.node_id is not None

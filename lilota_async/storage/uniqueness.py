@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from lilota_async.storage.store import Dialect, Store
+    from lilota_async.storage.dialect import Dialect
+    from lilota_async.storage.store import Store
 
 _OPEN = "status IN ('pending', 'running')"
 

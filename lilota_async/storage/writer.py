@@ -167,13 +167,20 @@ class Writer:
         """Write progress and checkpoint, queued at once; False when it is fenced off."""
         return self._submit(Kind.REPORT, report)
 
-    async def execute(self, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def execute(
+        self,
+        operation: Callable[[AsyncConnection], Awaitable[T]],
+        *,
+        is_one_statement: bool = False,
+    ) -> T:
         """Run another call of the store in the next flush, in its transaction.
 
-        It may run twice when the database goes away in between. What it raises rolls the
-        transaction back, but for errors of lilota: those must come before any write.
+        `is_one_statement`: on PostgreSQL it needs none. It may run twice when the database goes
+        away in between. What it raises rolls the transaction back, but for errors of lilota:
+        those must come before any write.
         """
-        return cast("T", await self._submit(Kind.EXECUTE, operation, timed=True))
+        kind = Kind.LOOK if is_one_statement else Kind.EXECUTE
+        return cast("T", await self._submit(kind, operation, timed=True))
 
     def _submit(
         self, kind: Kind, value: Any, *, rows: int = 1, timed: bool = False
@@ -294,7 +301,7 @@ class Writer:
             and first is last
             and first not in (Kind.ADMIT, Kind.EXECUTE)
             and not (first is Kind.FINISH and any(each.value.children for each in batch))
-            and (first is not Kind.CLAIM or len(batch) == 1)
+            and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
         )
 
     def _settle(self, operation: Operation, outcome: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lilota_async.engine.recovery import Recovery
 from lilota_async.models.values import TaskId
 from lilota_async.registry import Registry
-from lilota_async.storage.transitions import LiveNode, NodeRecord
+from lilota_async.storage.transitions import LiveNode, NodeRecord, Renewal
 
 pytestmark = pytest.mark.anyio
 LEASE = 1.0
@@ -32,22 +32,22 @@ class Away:
         self.back_at = float("-inf")
         self.removed_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    async def execute(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def execute(
+        self, operation: Callable[[Any], Awaitable[Any]], *, is_one_statement: bool = False
+    ) -> Any:
         return await operation(None)
 
     async def register_node(self, _c: Any, _node: NodeRecord) -> None:
         pass
 
-    async def heartbeat(self, _c: Any, _node_id: UUID) -> bool:
+    async def renew(self, _c: Any, node_id: UUID, names: tuple[str, ...]) -> Renewal:
         self.beats += 1
         if self.beats == SLOW_BEAT:
             await asyncio.sleep(OUTAGE)
             self.back_at = asyncio.get_running_loop().time()
-        return True
-
-    async def nodes(self, _c: Any) -> list[LiveNode]:
         silent = 0.1 if self.beats < SLOW_BEAT else 1.2 * LEASE
-        return [LiveNode(id=OTHER, machine="", pid=1, pid_started=1, silent_seconds=silent)]
+        other = LiveNode(id=OTHER, machine="", pid=1, pid_started=1, silent_seconds=silent)
+        return Renewal(is_known=True, nodes=(other,), has_lost=False)
 
     async def remove_node(self, _c: Any, node_id: UUID, silent_for: float | None = None) -> None:
         if node_id == OTHER and not self.removed_at.done():

@@ -89,6 +89,13 @@ def _plant_in_transaction(method: str, hit: Callable[[], None]) -> None:
     _patch(Store, method, hit, when=bool)
 
 
+def _plant_heartbeat(hit: Callable[[], None]) -> None:
+    from lilota_async.storage.postgresql import PostgresqlStore
+
+    _plant_in_transaction("heartbeat", hit)
+    _patch(PostgresqlStore, "renew", hit)  # one statement, its own commit
+
+
 def _plant_submit(hit: Callable[[], None]) -> None:
     from concurrent.futures import ProcessPoolExecutor
 
@@ -138,7 +145,7 @@ _PLANTERS: dict[str, Callable[[Callable[[], None]], None]] = {
     "result_read": functools.partial(_plant_message, "Outcome"),
     "before_finish_commit": functools.partial(_plant_before_commit, "finish"),
     "after_finish_commit": _plant_after_finish,
-    "heartbeat": functools.partial(_plant_in_transaction, "heartbeat"),
+    "heartbeat": _plant_heartbeat,
     "takeover": functools.partial(_plant_in_transaction, "adopt"),
     "stop_drain": functools.partial(_plant_stop, "drain"),
     "stop_halt": functools.partial(_plant_stop, "halt"),

@@ -80,10 +80,10 @@ def host_clock() -> None:
     def patched(self: Any) -> None:
         original(self)
         for name in ("heartbeat", "register_node"):
-            statement = str(self._statements[name].text)
+            statement = str(self._lease_statements[name].text)
             assert "'now')" in statement
             skewed = statement.replace("'now')", f"'now', '-{SKEW_SECONDS} seconds')")
-            self._statements[name] = text(skewed)
+            self._lease_statements[name] = text(skewed)
 
     SqliteStore.__init__ = patched  # type: ignore[method-assign]
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Finish, LostTask, Requeue
+from lilota_async.storage.transitions import Finish, LostTask, Renewal, Requeue
 from tests.storage.support import (
     NAMES,
     NODE,
@@ -80,6 +80,29 @@ async def test_a_heartbeat_ends_the_silence(database: Database, store: Store) ->
     async with transacting(database) as connection:
         assert await store.heartbeat(connection, NODE)
     assert await silence() < 0.2
+
+
+async def test_a_renewal_tells_of_the_others(database: Database, store: Store) -> None:
+    """Whether the node is known still, who else there is, and whether tasks have lost theirs."""
+    await register(database, store, NODE)
+    await register(database, store, OTHER_NODE)
+    await claim_new(database, store)
+
+    async def renew(names: tuple[str, ...] = ("add",)) -> Renewal:
+        async with transacting(database) as connection:
+            return await store.renew(connection, OTHER_NODE, names)
+
+    renewal = await renew()
+    assert {node.id for node in renewal.nodes} == {NODE, OTHER_NODE}
+    assert (renewal.is_known, renewal.has_lost) == (True, False)
+    assert max(node.silent_seconds for node in renewal.nodes) < 5
+    async with transacting(database) as connection:
+        await store.remove_node(connection, NODE)
+    assert (await renew()).has_lost
+    assert not (await renew(("other",))).has_lost
+    async with transacting(database) as connection:
+        await store.remove_node(connection, OTHER_NODE)
+    assert not (await renew()).is_known
 
 
 async def test_the_clock_is_that_of_the_rows(database: Database, store: Store) -> None:

@@ -1,0 +1,42 @@
+"""Where the SQL of the databases differs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+
+class Dialect:
+    """What SQL expressions and values look like on one database."""
+
+    now: str
+    has_arrays = False
+    seconds_since_seen: str
+    for_update: str = "FOR UPDATE"
+    for_adoption: str = "FOR UPDATE SKIP LOCKED"
+    keep_schedule: str = "ON CONFLICT (name, rhythm) DO NOTHING"
+    upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
+        last_seen_at = excluded.last_seen_at, names = excluded.names"""
+    lock_backlog: str | None = None
+    """Lets one transaction at a time count what waits and add to it, until its end."""
+    # The table, with a hint where the database needs one to go by the index.
+    pending_table: str = "lilota_task"
+    pending_name_table: str = "lilota_task"
+    running_table: str = "lilota_task"
+    ended_table: str = "lilota_task"
+    unique_table: str = "lilota_task"
+    holds_key: str = """unique_key = :key
+        AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
+
+    def later(self, seconds: str) -> str:
+        """The expression for so many seconds from now."""
+        raise NotImplementedError
+
+    def key(self, value: UUID) -> Any:
+        """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
+        return value.hex
+
+    def time(self, value: datetime | None) -> Any:
+        """A time as a bound value."""
+        return value
