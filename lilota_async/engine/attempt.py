@@ -83,8 +83,6 @@ class RunningAttempt:
         """Whether nothing should wait behind it."""
         self.has_ended = False
         """Whether the task's code does not run any more."""
-        self.is_over = False
-        """Whether what follows is written, or given up."""
         self._concluded: asyncio.Future[None] | None = None
         self._task = task
         self._serial = serial
@@ -115,7 +113,6 @@ class RunningAttempt:
 
     def be_over(self) -> None:
         """Nothing more is written of it: tell those who wait."""
-        self.is_over = True
         if self._concluded is not None and not self._concluded.done():
             self._concluded.set_result(None)
 
@@ -180,7 +177,7 @@ class RunningAttempt:
 
     def stop(self, intent: Intent) -> None:
         """Interrupt the task's code, and kill it after the grace period."""
-        if self.intent is not None or self.is_over:
+        if self.intent is not None or self.has_ended:  # the slot may have the next one by now
             return
         self.intent = intent
         # Another node may be running it already, or there is no time for a farewell.
