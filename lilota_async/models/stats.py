@@ -19,10 +19,10 @@ class NameStats:
         failed: How many rows say `failed`, counted up to 10,000.
         oldest_pending_seconds: For how long the one that waits longest has been due; None
             when nothing is.
-        finished: How many completed or failed in the last five minutes, of the latest 1,000
+        finished: How many completed or failed in the last five minutes, of the latest 500
             of either.
         throughput: How many of them per second, from the start of the first of them to now.
-        p50_seconds: How long the last attempts of the latest 1,000 completed tasks took: half
+        p50_seconds: How long the last attempts of the latest 500 completed tasks took: half
             of them not longer than this. None when there are none.
         p95_seconds: The same for 95 of 100.
         wait_seconds: About how long a task that is scheduled now waits for its start, by the

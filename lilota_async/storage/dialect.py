@@ -29,6 +29,10 @@ class Dialect:
     holds_key: str = """unique_key = :key
         AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
 
+    def seconds_between(self, earlier: str, later: str) -> str:
+        """The expression for the seconds from one time to another."""
+        raise NotImplementedError
+
     def later(self, seconds: str) -> str:
         """The expression for so many seconds from now."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ async def read_history(
 async def _read(database: Database, names: Sequence[str], seconds: float, steps: int) -> History:
     store = create_store(database)
     dialect = store.dialect
-    age = dialect.seconds_since_seen.replace("last_seen_at", "end_date_time")
+    age = dialect.seconds_between("end_date_time", dialect.now)
     number = f"({age}) / :step"
     whole = f"CAST({number} AS INTEGER)" if database.dialect == "sqlite" else f"FLOOR({number})"
     statement = text(f"""

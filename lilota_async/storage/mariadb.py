@@ -51,6 +51,9 @@ class MariadbDialect(RowDialect):
     running_table = "lilota_task FORCE INDEX (ix_lilota_task_running)"
     ended_table = "lilota_task FORCE INDEX (ix_lilota_task_ended)"
 
+    def seconds_between(self, earlier: str, later: str) -> str:
+        return f"TIMESTAMPDIFF(MICROSECOND, {earlier}, {later}) / 1000000"
+
     def later(self, seconds: str) -> str:
         return f"{_NOW} + INTERVAL {seconds} SECOND"
 

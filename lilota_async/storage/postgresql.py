@@ -203,6 +203,9 @@ class PostgresqlDialect(Dialect):
     lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
+    def seconds_between(self, earlier: str, later: str) -> str:
+        return f"CAST(EXTRACT(EPOCH FROM {later} - {earlier}) AS float8)"
+
     def later(self, seconds: str) -> str:
         return f"{_NOW} + make_interval(secs => CAST({seconds} AS float8))"
 

@@ -35,6 +35,9 @@ class SqliteDialect(RowDialect):
     running_table = "lilota_task INDEXED BY ix_lilota_task_running"
     ended_table = "lilota_task INDEXED BY ix_lilota_task_ended"
 
+    def seconds_between(self, earlier: str, later: str) -> str:
+        return f"(julianday({later}) - julianday({earlier})) * {_SECONDS_PER_DAY}"
+
     def later(self, seconds: str) -> str:
         return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"
 

@@ -6,7 +6,6 @@ the latest of each name. On no database does it go through finished rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,18 +13,18 @@ import msgspec
 from sqlalchemy import text
 
 from lilota_async.models.stats import NameStats, NodeStats, Stats
-from lilota_async.models.types import TaskIdType, UtcDateTime
+from lilota_async.models.types import TaskIdType
 from lilota_async.storage.database import Database
 from lilota_async.storage.reading import by_index, names_of_tasks
 from lilota_async.storage.stores import create_store
 
 if TYPE_CHECKING:
-    from sqlalchemy import TextualSelect
+    from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from lilota_async.storage.dialect import Dialect
 
-LATEST_ROWS = 1000
+LATEST_ROWS = 500
 MOST_FAILED = 10_000
 WINDOW_SECONDS = 300.0
 
@@ -115,14 +114,15 @@ class _Reader:
     async def waiting(self) -> dict[str, _Waiting]:
         now = self._dialect.now
         statement = text(f"""
-            SELECT name, COUNT(*) AS pending, MIN(run_at) AS oldest, {now} AS now,
+            SELECT name, COUNT(*) AS pending,
+                {self._dialect.seconds_between("MIN(run_at)", now)} AS waited,
                 SUM(CASE WHEN run_at <= {now} THEN 1 ELSE 0 END) AS due
-            FROM {self._dialect.pending_table} WHERE status = 'pending' GROUP BY name
-            """).columns(oldest=UtcDateTime, now=UtcDateTime)
+            FROM {self._dialect.pending_name_table} WHERE status = 'pending' GROUP BY name
+            """)
         found = {}
         for row in await self._all(statement):
-            age = (row.now - row.oldest).total_seconds() if row.due else None
-            found[row.name] = _Waiting(int(row.pending), int(row.due), age)
+            waited = float(row.waited) if row.due and row.waited is not None else None
+            found[row.name] = _Waiting(int(row.pending), int(row.due), waited)
         return found
 
     async def running(self) -> dict[str, int]:
@@ -133,9 +133,8 @@ class _Reader:
 
     async def ended(self, name: str) -> _Ended:
         """What the latest finished tasks of this name tell."""
-        latest = {"name": name, "limit": LATEST_ROWS}
-        completed = await self._all(self._latest, **latest, status="completed")
-        failed = await self._all(self._latest, **latest, status="failed")
+        completed = await self._ended_as(name, "completed")
+        failed = await self._ended_as(name, "failed")
         count = len(failed)
         if count == LATEST_ROWS:
             statement = text(f"""
@@ -148,20 +147,23 @@ class _Reader:
             failed=count,
             finished=sum(finished for finished, _ in paces),
             throughput=sum(rate for _, rate in paces),
-            durations=sorted(
-                (row.ended - row.started).total_seconds()
-                for row in completed
-                if row.started is not None
-            ),
+            durations=sorted(max(0.0, float(row.took)) for row in completed),
         )
 
-    def _latest_statement(self) -> TextualSelect:
+    async def _ended_as(self, name: str, status: str) -> list[Any]:
+        """The latest that ended so; without those whose times somebody has edited."""
+        rows = await self._all(self._latest, name=name, status=status, limit=LATEST_ROWS)
+        return [row for row in rows if row.ended_ago is not None and row.took is not None]
+
+    def _latest_statement(self) -> TextClause:
+        """Numbers, since making datetimes of them would take several times as long."""
+        started = "COALESCE(start_date_time, end_date_time)"
+        ago = self._dialect.seconds_between("end_date_time", self._dialect.now)
+        took = self._dialect.seconds_between(started, "end_date_time")
         return text(f"""
-            SELECT start_date_time AS started, end_date_time AS ended, {self._dialect.now} AS now
-            FROM {self._dialect.ended_table}
+            SELECT {ago} AS ended_ago, {took} AS took FROM {self._dialect.ended_table}
             WHERE name = :name AND status = :status AND end_date_time IS NOT NULL
-            ORDER BY end_date_time DESC LIMIT :limit
-            """).columns(started=UtcDateTime, ended=UtcDateTime, now=UtcDateTime)
+            ORDER BY end_date_time DESC LIMIT :limit""")
 
     async def _all(self, statement: Any, **parameters: Any) -> Sequence[Any]:
         rows: Sequence[Any] = (await self._c.execute(statement, parameters)).all()
@@ -170,11 +172,10 @@ class _Reader:
 
 def _pace(rows: Sequence[Any]) -> tuple[int, float]:
     """How many have ended in the window, and how many per second since the first began."""
-    recent = [row for row in rows if row.now - row.ended <= timedelta(seconds=WINDOW_SECONDS)]
+    recent = [row for row in rows if row.ended_ago <= WINDOW_SECONDS]
     if not recent:
         return 0, 0.0
-    began = min(row.started or row.ended for row in recent)
-    seconds = (recent[0].now - began).total_seconds()
+    seconds = float(max(row.ended_ago + row.took for row in recent))
     return len(recent), len(recent) / min(max(seconds, 0.001), WINDOW_SECONDS)
 
 

@@ -120,3 +120,15 @@ async def test_no_statement_goes_through_the_table(database: Database, store: St
     assert not [plan for plan in tasks if reads_whole_table(plan)]
     for index in ("pending", "running", "name", "ended"):
         assert any(f"ix_lilota_task_{index}" in plan for plan in tasks), index
+
+
+async def test_edited_times_break_nothing(database: Database, store: Store) -> None:
+    """SQLite keeps any text for a time; what has one is counted, and tells no duration."""
+    if database.dialect != "sqlite":
+        pytest.skip("times are no text")
+    await _finish(database, store, TaskStatus.COMPLETED, 2)
+    await raw(database, "UPDATE lilota_task SET end_date_time = 'yesterday'")
+    await insert(database, store, [new_task()])
+    await raw(database, "UPDATE lilota_task SET run_at = '' WHERE status = 'pending'")
+    add = (await read_stats(database, [], LEASE)).names["add"]
+    assert (add.pending, add.oldest_pending_seconds, add.p50_seconds) == (1, None, None)
