@@ -128,40 +128,38 @@ class CurrentTask:
             >>> current_task().schedule("merge", after=parts)
         """
         check_choice("if_failed", if_failed, IfFailed)
-        encoded = Codec(None).encode(input)
-        if not at_once:
-            self._asked += 1
-            self._asked_bytes += len(encoded)
-            if self._asked > CHILDREN_LIMIT or self._asked_bytes > CHILDREN_BYTES:
-                raise ConfigurationError(
-                    f"A task asks for up to {CHILDREN_LIMIT} others with up to "
-                    f"{CHILDREN_BYTES // CHECKPOINT_LIMIT} MiB of inputs, to be committed with its "
-                    "end; give at_once=True for more"
-                )
-        given = {"delay": delay, "timeout": timeout}
-        options: dict[str, Any] = {
-            name: checked_duration(name, value)
-            for name, value in given.items()
-            if value is not None
+        options = {
+            "delay": None if delay is None else checked_duration("delay", delay),
+            "run_at": None if run_at is None else run_at.isoformat(),
+            "priority": priority,
+            "timeout": None if timeout is None else checked_duration("timeout", timeout),
+            "tags": list(tags) or None,
         }
-        options |= {"priority": priority, "tags": list(tags) or None}
-        options["run_at"] = None if run_at is None else run_at.isoformat()
-        task_id: TaskId[Any] = TaskId()
-        is_reference = not isinstance(task, str)
-        self._publish(
-            ChildTask(
-                self._serial,
-                task_id=str(task_id),
-                task=reference_of(str(task), task) if callable(task) else task,
-                is_reference=is_reference,
-                input=msgspec.Raw(encoded),
-                after=tuple(str(each) for each in checked_after(after)),
-                runs_if_failed=if_failed == "run",
-                at_once=at_once,
-                options={name: value for name, value in options.items() if value is not None},
-            )
+        child = ChildTask(
+            self._serial,
+            task_id=str(TaskId()),
+            task=task if isinstance(task, str) else reference_of(str(task), task),
+            is_reference=not isinstance(task, str),
+            input=msgspec.Raw(Codec(None).encode(input)),
+            after=tuple(str(each) for each in checked_after(after)),
+            runs_if_failed=if_failed == "run",
+            at_once=at_once,
+            options={name: value for name, value in options.items() if value is not None},
         )
-        return task_id
+        if not at_once:
+            self._make_room(len(bytes(child.input)))
+        self._publish(child)
+        return TaskId(child.task_id)
+
+    def _make_room(self, size: int) -> None:
+        self._asked += 1
+        self._asked_bytes += size
+        if self._asked > CHILDREN_LIMIT or self._asked_bytes > CHILDREN_BYTES:
+            raise ConfigurationError(
+                f"A task asks for up to {CHILDREN_LIMIT} others with up to "
+                f"{CHILDREN_BYTES // CHECKPOINT_LIMIT} MiB of inputs, to be committed with its "
+                "end; give at_once=True for more"
+            )
 
     def _report(self, percentage: int) -> None:
         self._publish(Progress(self._serial, percentage))

@@ -50,9 +50,11 @@ class DependencyRows:
         self._lock = self._of_ids(
             "SELECT id, status FROM lilota_task WHERE id", f"ORDER BY id {dialect.for_adoption}"
         ).columns(id=TaskIdType)
+        # Not by their edges, of which one may have a hundred thousand: the first will do.
         self._waiting = self._of_ids(
-            "SELECT DISTINCT task_id FROM lilota_dependency WHERE task_id"
-        ).columns(task_id=TaskIdType)
+            """SELECT id FROM lilota_task WHERE EXISTS
+            (SELECT 1 FROM lilota_dependency d WHERE d.task_id = lilota_task.id) AND id"""
+        ).columns(id=TaskIdType)
         self._any = text("SELECT 1 FROM lilota_dependency LIMIT 1")
         self._insert = text("""
             INSERT INTO lilota_dependency (on_id, task_id, runs_if_failed, not_before)
@@ -134,7 +136,7 @@ class DependencyRows:
         )
         failed = {edge.task: edge for edge in mine if edge.cancels and edge.task in pending}
         await self._cancel_all(c, failed.values())
-        waiting = {row.task_id for row in await self._rows(c, self._waiting, pending)}
+        waiting = {row.id for row in await self._rows(c, self._waiting, pending)}
         due = {edge.task: edge for edge in mine if edge.task in pending - waiting - failed.keys()}
         await self._make_due(c, due.values())
         return Released(due=tuple(due), cancelled=tuple(failed), dropped=len(mine), held=bool(held))
