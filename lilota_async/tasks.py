@@ -76,7 +76,8 @@ class Tasks(Records):
                 return
             story = Story(after)
             attempt = self._node.running.find(TaskId(task_id)) if self._node else None
-            if attempt is not None:
+            # Its end may be committed, with nothing to follow, a moment before it is forgotten.
+            if attempt is not None and not _status_event(task).status.is_final:
                 told = story.catch_up(attempt.event(), attempt.log_since)
             else:
                 told = story.tell_row(_status_event(task), task.log)

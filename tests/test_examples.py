@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lilota_async import Lilota
@@ -257,6 +259,20 @@ def test_report_service(tmp_path: Path) -> None:
             assert client.get(path).status_code == 403
         assert client.get(f"/reports/{task_id}.png").status_code == 404
         assert client.get("/tasks/").json()["tasks"] == []
+
+
+def test_sigterm_ends_streams(tmp_path: Path) -> None:
+    """An application with an open stream stops at once, instead of waiting for the browser."""
+    port = free_port()
+    with serving(start_report_service(port), tmp_path, port) as server:
+        server.client.get("/")
+        task_id = server.client.post("/reports").json()["id"]
+        with server.client.stream("GET", f"/tasks/{task_id}/events") as stream:
+            lines = stream.iter_lines()
+            assert any("event: status" in line for line in lines)
+            server.terminate()
+            with contextlib.suppress(httpx.TransportError):
+                assert "completed" not in "".join(lines)
 
 
 def test_report_service_with_two_workers(servers: Servers, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lilota_async import Lilota, TaskId
+from lilota_async import Lilota, TaskEvent, TaskId, TaskStatus
 from lilota_async.engine.story import Position
 from lilota_async.integrations import allow_all
 from lilota_async.integrations.starlette import router
@@ -128,6 +128,33 @@ async def test_a_task_that_is_run_again(
     assert logged(events) == "waiting\nseen\n", events
     assert events[-1].data["attempt"] == 2
     assert len(await all_events(client, task_id, end)) == 2  # all of it, when it has ended too
+
+
+async def test_an_end_that_is_just_committed(
+    lilota: Lilota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final event comes although the node has not forgotten the attempt yet."""
+    task_id = await lilota.schedule(add, 1)
+    await lilota.wait(task_id, timeout=DEADLINE)
+
+    class Attempt:
+        def event(self) -> TaskEvent:
+            return TaskEvent(
+                kind="status",
+                task_id=task_id,
+                status=TaskStatus.RUNNING,
+                progress_percentage=50,
+                attempt=1,
+            )
+
+        def log_since(self, _start: int) -> str:
+            return ""
+
+    node: Any = lilota._node
+    monkeypatch.setattr(node.running, "find", lambda _: Attempt())
+    async with asyncio.timeout(DEADLINE):
+        events = [event async for event in lilota.watch(task_id, after="")]
+    assert events[-1].status is TaskStatus.COMPLETED
 
 
 async def test_heartbeats(client: httpx.AsyncClient, lilota: Lilota, directory: Path) -> None:
