@@ -267,6 +267,7 @@ class Lilota(Registration):
         unique_key: str | None = None,
         unique_for: Duration | None = None,
         on_conflict: OnConflict = "return_existing",
+        concurrency_key: str | None = None,
         task_id: TaskId[Any] | None = None,
         session: CallersSession | None = None,
         after: Iterable[UUID] = (),
@@ -290,6 +291,7 @@ class Lilota(Registration):
             on_conflict: When another task has the key, `return_existing` returns its id,
                 `reject` raises AlreadyScheduled, and `replace` lets a pending one take this
                 input and these settings, and returns its id.
+            concurrency_key: Of the tasks with this key, of any name, one runs at a time.
             task_id: An id of the caller's making; scheduling it again makes no second row.
             session: An `AsyncSession` or `AsyncConnection` on the same database: the row is
                 written in its transaction, and the task runs once that is committed.
@@ -319,6 +321,7 @@ class Lilota(Registration):
             tags=tags,
             unique_key=unique_key,
             unique_for=unique_for,
+            concurrency_key=concurrency_key,
             task_id=task_id,
         )
         if after:
@@ -345,6 +348,7 @@ class Lilota(Registration):
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        concurrency_key: str | None = None,
         session: CallersSession | None = None,
         after: Iterable[UUID] = (),
         if_failed: IfFailed = "cancel",
@@ -385,4 +389,5 @@ class Lilota(Registration):
             priority=priority,
             timeout=timeout,
             tags=tuple(tags),
+            concurrency_key=concurrency_key,
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -56,6 +56,9 @@ from lilota_async.storage.transitions import (
     as_claimed,
 )
 from lilota_async.storage.writer import Writer
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 # The fork server imports them once for all task processes, which load the same modules as the
 # application's own module does.
@@ -276,6 +279,16 @@ class Node:
             full = await queries.find_full_bound(self._database, wanted)
             if full is not None:
                 raise await self._backlog.error(full)
+
+    async def change_limits(self, change: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        """Write a pause or its end, which holds on this node from then on."""
+
+        async def changed(c: AsyncConnection) -> tuple[frozenset[str], frozenset[str]]:
+            await change(c)
+            return await self.store.limits.in_use(c)
+
+        self.dispatcher.limits.note(*await self.writer.execute(changed))
+        self.dispatcher.look()
 
     async def insert_waiting(
         self, rows: list[Dependent], session: CallersSession | None = None

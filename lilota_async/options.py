@@ -155,6 +155,8 @@ class RegisterOptions(TypedDict, total=False):
     every: Duration | None
     catch_up: CatchUp
     max_pending: int | None
+    max_concurrency: int | None
+    rate: str | None
     retention: Retention | None
     public: bool
     redact: bool | Iterable[str]
@@ -170,6 +172,7 @@ class RowOptions(TypedDict, total=False):
     tags: Iterable[str]
     unique_key: str | None
     unique_for: Duration | None
+    concurrency_key: str | None
     task_id: TaskId[Any] | None
 
 

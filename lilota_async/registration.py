@@ -7,6 +7,7 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Unpack
 
+from lilota_async.models.rates import Rate
 from lilota_async.models.values import Duration, Retry, TaskProgress, checked_duration
 from lilota_async.options import (
     Executor,
@@ -21,14 +22,14 @@ from lilota_async.options import (
     checked_retention,
     checked_size,
 )
+from lilota_async.pausing import Pausing
 from lilota_async.registry import NO_RETRY, RegisteredTask, Settings, TaskFunction
-from lilota_async.tasks import Tasks
 from lilota_async.ticks import CatchUp, read_periodic
 
 Function = TypeVar("Function", bound=TaskFunction)
 
 
-class Registration(Tasks):
+class Registration(Pausing):
     """The functions that are tasks, and how each is run."""
 
     _limit: int
@@ -60,6 +61,8 @@ class Registration(Tasks):
         every: Duration | None = None,
         catch_up: CatchUp = "one",
         max_pending: int | None = None,
+        max_concurrency: int | None = None,
+        rate: str | None = None,
         retention: Retention | None = None,
         public: bool = False,
         redact: bool | Iterable[str] = False,
@@ -117,6 +120,8 @@ class Registration(Tasks):
             max_interruptions=checked_count("max_interruptions", max_interruptions),
             periodic=read_periodic(cron, timezone, every, catch_up),
             max_pending=checked_bound("max_pending", max_pending),
+            max_concurrency=checked_bound("max_concurrency", max_concurrency),
+            rate=None if rate is None else Rate.parse(rate),
             retention=checked_retention(retention),
             public=public,
             redact=checked_fields("redact", redact),

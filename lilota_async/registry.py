@@ -20,6 +20,7 @@ from lilota_async.errors import (
     InvalidInput,
     UnknownTask,
 )
+from lilota_async.models.rates import Rate
 from lilota_async.models.values import NAME_LENGTH, Retry, TaskProgress, TaskStatus
 from lilota_async.options import Executor, OnInterrupt
 from lilota_async.ticks import Periodic
@@ -56,6 +57,8 @@ class Settings:
     max_interruptions: int = 3
     periodic: Periodic | None = None
     max_pending: int | None = None
+    max_concurrency: int | None = None
+    rate: Rate | None = None
     retention: Mapping[TaskStatus, float | None] = field(default_factory=dict)
     public: bool = False
     redact: bool | tuple[str, ...] = False

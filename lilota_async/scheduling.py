@@ -37,7 +37,7 @@ def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOption
 
     settings = registered.settings
     task_id, priority = options.get("task_id"), options.get("priority")
-    timeout = options.get("timeout")
+    timeout, concurrency_key = options.get("timeout"), options.get("concurrency_key")
     delay_seconds, run_at = checked_due(options.get("delay"), options.get("run_at"))
     unique_key, unique_seconds = checked_uniqueness(
         options.get("unique_key"), options.get("unique_for")
@@ -56,6 +56,9 @@ def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOption
         tags=encode_tags(options.get("tags", ())),
         unique_key=unique_key,
         unique_seconds=unique_seconds,
+        concurrency_key=(
+            None if concurrency_key is None else checked_key("concurrency_key", concurrency_key)
+        ),
     )
 
 

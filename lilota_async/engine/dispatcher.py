@@ -17,9 +17,10 @@ from lilota_async.engine.bursts import LARGEST_BURST, Bursts
 from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
+from lilota_async.engine.limits import LimitsInUse
 from lilota_async.engine.places import Place, Places
 from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
-from lilota_async.errors import StoreError
+from lilota_async.errors import NotRunning, StoreError
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask
@@ -28,6 +29,7 @@ from lilota_async.storage.writer import Writer
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
 NOTIFIED_POLL_SECONDS = 30.0  # the safety net, while the database tells
 CLOCK_GRAIN_SECONDS = 0.002
+CONTENDED_SECONDS = 0.05  # after a claim of rows that somebody else held
 RETRY_SECONDS = 0.5  # after a claim that failed
 logger = logging.getLogger("lilota_async")
 
@@ -73,6 +75,7 @@ class Dispatcher:
         self._alarm = Alarm(self.look)
         self._claim_in_doubt = False
         self._bursts = Bursts()
+        self.limits = LimitsInUse(registry)
         self._places = Places(LARGEST_BURST)
         self._offered: set[Slot] = set()  # to the claim under way
         self._loop_task: asyncio.Task[None] | None = None
@@ -89,6 +92,7 @@ class Dispatcher:
             bursts=self._bursts,
             on_end=self.on_slot_free,
             on_over=self._on_over,
+            on_place_free=self._on_place_free,
             expect=self._expect,
         )
 
@@ -108,6 +112,7 @@ class Dispatcher:
 
     def on_inserted(self, tasks: Sequence[NewTask]) -> None:
         """New rows are there, as far as is known."""
+        self.limits.note_inserted(tasks)
         if any(task.run_at is not None for task in tasks):
             self.look()  # only the database knows how long that is
         elif any(task.is_due for task in tasks):
@@ -125,12 +130,20 @@ class Dispatcher:
         if self._drained is not None:
             self._wake.set()
 
+    async def _on_place_free(self) -> None:
+        self.wake()
+        if self._store.has_listeners:
+            with contextlib.suppress(StoreError, NotRunning):
+                await self._writer.execute(self._store.announce)
+
     def reserve(self, name: str) -> Place | None:
         """A place for a task that is about to be inserted, if nothing waits before it."""
         kind = self._registry[name].settings.executor
         if self._may_be_more or self._halting or self._drained is not None:
             return None
         if self._claim_in_doubt or not self._settings.may_claim():
+            return None
+        if not self.limits.may_insert_running(name):
             return None
         slots = self._pools[kind].slots() if self._pools else ()
         room = self._bursts.room(name) if kind == "process" else 1
@@ -220,14 +233,14 @@ class Dispatcher:
     async def _look_ahead(self) -> None:
         """At the start, at each poll and when told to: set the alarm for what is due next."""
         self._looks_ahead = False
-        names = tuple(self._registry)
+        self.limits.begin_look()
         try:
-            seconds = await self._writer.execute(
-                lambda c: self._store.seconds_to_next(c, names), is_one_statement=True
-            )
+            seconds, (keyed, paused) = await self._writer.execute(self._look, is_one_statement=True)
         except StoreError:
             self._looks_ahead = True
             return
+        if self.limits.note(keyed, paused):
+            self.wake()
         if seconds is None:
             return
         if seconds > 0:
@@ -236,6 +249,10 @@ class Dispatcher:
         self._looks_ahead = True  # after the next claim, for what comes after it
         if not self._may_be_more:  # it has become due since the last one
             self._alarm.set(CLOCK_GRAIN_SECONDS)
+
+    async def _look(self, c: Any) -> tuple[float | None, tuple[frozenset[str], frozenset[str]]]:
+        names = [name for name in self._registry if not self.limits.is_paused(name)]
+        return await self._store.seconds_to_next(c, names), await self._store.limits.in_use(c)
 
     def _expect(self, seconds: float) -> None:
         """Something becomes due in so many seconds."""
@@ -260,7 +277,11 @@ class Dispatcher:
 
     async def _claim_for(self, kind: str) -> bool:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
-        names = tuple(n for n, task in self._registry.items() if task.settings.executor == kind)
+        names = tuple(
+            name
+            for name, task in self._registry.items()
+            if task.settings.executor == kind and not self.limits.is_paused(name)
+        )
         depth = self._bursts.depth if kind == "process" else 1
         slots = [slot for slot in self._pools[kind].slots() if slot not in self._places]
         places = _places(slots, depth, self.running.slow_slots)
@@ -277,7 +298,7 @@ class Dispatcher:
         )
         self._offered = set(places)
         try:
-            claimed = await self._writer.claim(claim)
+            claimed, waits = await self._claim(claim)
         finally:
             self._offered = set()
         if len(claimed) == len(places):
@@ -291,7 +312,21 @@ class Dispatcher:
             self.running.begin(task, slot)
         for task in back:
             self.running.put_back(task)
-        return not claimed
+        return not claimed and not waits
+
+    async def _claim(self, claim: Claim) -> tuple[list[ClaimedTask], bool]:
+        """What the claim brings, and whether something that is due is left for want of room."""
+        wanted = self.limits.within(claim)
+        if isinstance(wanted, Claim):
+            return await self._writer.claim(wanted), False
+        got = await self._writer.claim_limited(wanted)
+        if got.seconds_to_room is not None:
+            self._expect(got.seconds_to_room)
+        if got.is_contended:
+            self._alarm.set(CONTENDED_SECONDS)
+        if got.waits:
+            self._alarm.set(POLL_SECONDS)
+        return got.tasks, got.waits
 
 
 def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[Slot]:

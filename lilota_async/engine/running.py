@@ -31,8 +31,9 @@ logger = logging.getLogger("lilota_async")
 class RunningAttempts:
     """Begins attempts, and writes what follows from their ends.
 
-    `on_end` is called when one has ended, before that is written, `on_over` when it is;
-    `expect` with the seconds until a task that was put back is due.
+    `on_end` is called when one has ended, before that is written, `on_over` when it is, and
+    `on_place_free` when that may let others start, here or elsewhere; `expect` with the seconds
+    until a task that was put back is due.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class RunningAttempts:
         bursts: Bursts,
         on_end: Callable[[], None],
         on_over: Callable[[], None],
+        on_place_free: Callable[[], Coroutine[Any, Any, None]],
         expect: Callable[[float], None],
     ) -> None:
         self._registry = registry
@@ -55,6 +57,7 @@ class RunningAttempts:
         self._dependencies = children.dependencies
         self._on_end = on_end
         self._on_over = on_over
+        self._on_place_free = on_place_free
         self._expect = expect
         self._serials = itertools.count(1)
         self._attempts: dict[TaskId[Any], RunningAttempt] = {}
@@ -184,6 +187,8 @@ class RunningAttempts:
             self._unstarted.pop(task_id, None)
         del self._attempts[task_id]
         attempt.be_over()
+        if attempt.claimed.is_limited:
+            self._spawn(self._on_place_free())
         self._on_over()
 
     def _put_back(self, claimed: ClaimedTask) -> Requeue:

@@ -13,7 +13,15 @@ import msgspec
 from lilota_async.errors import LilotaError
 from lilota_async.storage.backlog import insert_bounded
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Finish, NewTask, Requeue
+from lilota_async.storage.transitions import (
+    Claim,
+    ClaimedTask,
+    Finish,
+    LimitedClaim,
+    LimitedClaimed,
+    NewTask,
+    Requeue,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -189,7 +197,7 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
             case Kind.EXECUTE | Kind.LOOK:
                 outcomes += [await _outcome(operation, c) for operation in values]
             case Kind.CLAIM:
-                outcomes += [await store.claim(c, claim) for claim in values]
+                outcomes += [await _claim(store, c, claim) for claim in values]
     return outcomes
 
 
@@ -205,6 +213,14 @@ async def _insert_children(
     ]
     if children:
         await store.dependencies.insert(c, children, check=False)
+
+
+async def _claim(
+    store: Store, c: AsyncConnection, claim: Claim | LimitedClaim
+) -> list[ClaimedTask] | LimitedClaimed:
+    if isinstance(claim, Claim):
+        return await store.claim(c, claim)
+    return await store.limits.claim(c, claim)
 
 
 async def _outcome(operation: Any, c: AsyncConnection) -> Any:

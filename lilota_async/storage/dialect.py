@@ -6,6 +6,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+# Of no row: the database looks once for each statement.
+_PAUSED = "(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
+
 
 class Dialect:
     """What SQL expressions and values look like on one database."""
@@ -26,6 +29,10 @@ class Dialect:
     running_table: str = "lilota_task"
     ended_table: str = "lilota_task"
     unique_table: str = "lilota_task"
+    pending_key_table: str = "lilota_task"
+    is_pending_keyed: str = "status = 'pending' AND concurrency_key IS NOT NULL"
+    on_known_limit: str = "ON CONFLICT DO NOTHING"
+    is_not_paused: str = f"name NOT IN {_PAUSED} AND '' NOT IN {_PAUSED}"
     holds_key: str = """unique_key = :key
         AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
 
@@ -40,6 +47,10 @@ class Dialect:
     def key(self, value: UUID) -> Any:
         """An id as a bound value: 32 hexadecimal digits, where there is no uuid type."""
         return value.hex
+
+    def moment(self, name: str) -> str:
+        """The expression for a time that is bound under this name."""
+        return f":{name}"
 
     def time(self, value: datetime | None) -> Any:
         """A time as a bound value."""

@@ -9,13 +9,12 @@ from uuid import UUID
 from sqlalchemy import text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.claimed import CLAIMED_COLUMNS, claimed
 from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.edited import MOST_ATTEMPTS
 from lilota_async.storage.leases import live_nodes
 from lilota_async.storage.store import (
-    CLAIMED_COLUMNS,
     Store,
-    claimed,
     in_order_of_keys,
     is_plain,
 )
@@ -39,6 +38,9 @@ LOOK = " look"
 """After the origin of a notification: more than a claim is needed to see what is new."""
 _BACKLOG_KEY = 0x6C696C6F7462  # the key of the migrations is one less
 _NOW = "statement_timestamp()"
+# Of no row: read once for each statement, where NOT IN would be asked for each row.
+_PAUSED = "ARRAY(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
+_NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
 # By primary key, one row each. Owner and status are written so that no index fits them: through
 # the one of running rows, each row of the batch would be looked for among all that run.
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
@@ -95,7 +97,7 @@ WITH picked AS MATERIALIZED (
     SELECT due.id AS due_id, row_number() OVER () AS place FROM (
         SELECT id FROM lilota_task
         WHERE status = 'pending' AND NOT is_keyed
-            AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[]))
+            AND run_at <= {_NOW} AND name = ANY(CAST(:names AS text[])) AND {_NOT_PAUSED}
             AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
             AND attempts <= {MOST_ATTEMPTS}
         ORDER BY priority DESC, run_at, id
@@ -200,6 +202,7 @@ class PostgresqlDialect(Dialect):
 
     now = _NOW
     has_arrays = True
+    is_not_paused = _NOT_PAUSED
     lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
@@ -208,6 +211,9 @@ class PostgresqlDialect(Dialect):
 
     def later(self, seconds: str) -> str:
         return f"{_NOW} + make_interval(secs => CAST({seconds} AS float8))"
+
+    def moment(self, name: str) -> str:
+        return f"CAST(:{name} AS timestamptz)"
 
     def key(self, value: UUID) -> Any:
         return value

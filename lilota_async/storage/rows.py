@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.claimed import CLAIMED_COLUMNS, claimed
 from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
-from lilota_async.storage.store import CLAIMED_COLUMNS, Store, claimed
+from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -48,6 +49,7 @@ class RowStore(Store):
             WHERE status = 'pending' AND is_keyed = false AND run_at <= {now} AND name IN :names
                 AND attempts <= {MOST_ATTEMPTS}
                 AND created_at <= COALESCE(:created_before, created_at)
+                AND {dialect.is_not_paused}
             ORDER BY priority DESC, run_at, id LIMIT :limit {dialect.for_claim}""").bindparams(
             bindparam("names", expanding=True)
         )
@@ -112,7 +114,7 @@ class RowStore(Store):
         rows = picked.all()
         sound = [row for row in rows if is_sound(row)]
         if len(sound) < len(rows):
-            await self._refuse(c, [row.id for row in rows if row not in sound])
+            await self.refuse(c, [row.id for row in rows if row not in sound])
         chosen = list(zip(sound, claim.pids, strict=False))
         if not chosen:
             return []
@@ -122,7 +124,7 @@ class RowStore(Store):
         )
         return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
 
-    async def _refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
+    async def refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
         """pending -> failed, for rows that no attempt can be made of."""
         await c.execute(self._refusal, [{"id": key, "exception": _UNREADABLE} for key in keys])
 

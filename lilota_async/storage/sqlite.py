@@ -29,6 +29,7 @@ class SqliteDialect(RowDialect):
     for_update = ""
     for_adoption = ""
     for_claim = ""
+    pending_key_table = "lilota_task INDEXED BY ix_lilota_task_pending_key"
     pending_table = "lilota_task INDEXED BY ix_lilota_task_pending"
     pending_name_table = "lilota_task INDEXED BY ix_lilota_task_pending_name"
     unique_table = "lilota_task INDEXED BY ix_lilota_task_unique"

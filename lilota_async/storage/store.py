@@ -20,8 +20,8 @@ from lilota_async.models.types import UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.dependencies import DependencyRows
 from lilota_async.storage.dialect import Dialect
-from lilota_async.storage.edited import limit_seconds, utc
 from lilota_async.storage.leases import LeaseStore, as_uuid
+from lilota_async.storage.limited import Limits
 from lilota_async.storage.lookahead import next_due
 from lilota_async.storage.transitions import (
     Attempt,
@@ -59,6 +59,7 @@ class Store(LeaseStore):
         self._statements = _statements(dialect)
         self._next_due = next_due(dialect)
         self.unique_keys = UniqueKeys(self)
+        self.limits = Limits(self)
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     async def prepare(self, c: AsyncConnection) -> None:
@@ -75,6 +76,9 @@ class Store(LeaseStore):
     @abstractmethod
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
         """pending -> running, for due tasks: by priority, then how long due, then id."""
+
+    async def refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
+        """pending -> failed, for rows that no attempt can be made of."""
 
     @abstractmethod
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
@@ -234,24 +238,6 @@ def _appended(failures: str | None, exception: str | None, attempt: int) -> str 
     return msgspec.json.encode([*earlier, numbered][-KEPT_FAILURES:]).decode()
 
 
-def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
-    """The task of a claimed row, which begins with CLAIMED_COLUMNS."""
-    # By position: ten columns of each task are not looked up by name.
-    task_id, name, _, data, most, timeout, tags, checkpoint, failures, nominal_time = row[:10]
-    return ClaimedTask(
-        attempt=Attempt(id=TaskId(task_id), number=attempts, node_id=claim.node_id),
-        name=name,
-        pid=pid,
-        input=data,
-        max_attempts=most,
-        timeout_seconds=limit_seconds(timeout),
-        tags=tags,
-        checkpoint=checkpoint,
-        failures=failures,
-        nominal_time=utc(nominal_time),
-    )
-
-
 def in_order_of_keys(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
     """The same order of locks in every batch, so that two of them do not wait for each other."""
     if all(task.unique_key is None for task in tasks):
@@ -262,9 +248,3 @@ def in_order_of_keys(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
 def is_plain(task: NewTask) -> bool:
     """Whether a claim is all that it takes to run the task."""
     return task.is_due and task.concurrency_key is None
-
-
-CLAIMED_COLUMNS = (
-    "id, name, attempts, input, max_attempts, timeout_seconds, tags, checkpoint, failures, "
-    "nominal_time"
-)

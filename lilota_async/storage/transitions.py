@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from lilota_async.models.rates import Rate
 from lilota_async.models.values import TaskId, TaskStatus
 
 
@@ -104,6 +105,22 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_before: datetime | None = None
 
 
+class NameLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """The most tasks of a name that may run on all nodes, and how many may start in how long."""
+
+    name: str
+    most_running: int | None = None
+    rate: Rate | None = None
+
+
+class LimitedClaim(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim within limits; `keyed` are names that may have tasks with a concurrency key."""
+
+    claim: Claim
+    limits: tuple[NameLimit, ...] = ()
+    keyed: frozenset[str] = frozenset()
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Identifies one attempt: the fence of every write after the claim."""
 
@@ -125,6 +142,22 @@ class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     checkpoint: str | None
     failures: str | None
     nominal_time: datetime | None = None
+    is_limited: bool = False
+    """Whether its end may let another task start, maybe on another node."""
+
+
+class LimitedClaimed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a claim within limits has brought.
+
+    `seconds_to_room`: until a rate that is used up lets a task start again. `is_contended`:
+    another transaction was about to change some of the rows. `waits`: something that is due is
+    left; only told when the claim is bounded by creation.
+    """
+
+    tasks: list[ClaimedTask]
+    seconds_to_room: float | None = None
+    is_contended: bool = False
+    waits: bool = False
 
 
 class LostTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):

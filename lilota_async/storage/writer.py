@@ -28,6 +28,8 @@ from lilota_async.storage.transitions import (
     Claim,
     ClaimedTask,
     Finish,
+    LimitedClaim,
+    LimitedClaimed,
     NewTask,
     Report,
     Requeue,
@@ -154,6 +156,12 @@ class Writer:
         if not self._link.is_up:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("list[ClaimedTask]", await self._submit(Kind.CLAIM, claim))
+
+    async def claim_limited(self, claim: LimitedClaim) -> LimitedClaimed:
+        """Make due tasks running within limits; StoreUnavailable as in `claim()`."""
+        if not self._link.is_up:
+            raise StoreUnavailable("The database is away; claim again when it is back")
+        return cast("LimitedClaimed", await self._submit(Kind.CLAIM, claim))
 
     def finish(self, finish: Finish) -> asyncio.Future[bool]:
         """End an attempt, queued at once; False when it is fenced off."""
@@ -302,12 +310,14 @@ class Writer:
             and first not in (Kind.ADMIT, Kind.EXECUTE)
             and not (first is Kind.FINISH and any(each.value.children for each in batch))
             and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
+            and not isinstance(batch[0].value, LimitedClaim)
         )
 
     def _settle(self, operation: Operation, outcome: Any) -> None:
         if operation.kind is Kind.CLAIM and operation.future.done():
             # Nobody is there to run them any more, so they go back uncounted.
-            for task in outcome:
+            tasks = outcome.tasks if isinstance(outcome, LimitedClaimed) else outcome
+            for task in tasks:
                 requeue = Requeue(attempt=task.attempt, counted=False)
                 self._queue.append(self._operation(Kind.REQUEUE, requeue))
         elif isinstance(outcome, Exception):

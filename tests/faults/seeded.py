@@ -187,8 +187,8 @@ def acknowledged_before_commit() -> None:
 def run_without_claim() -> None:
     """Tasks are run that the claim has read, and not written."""
     from lilota_async.models.values import TaskId
+    from lilota_async.storage.claimed import claimed
     from lilota_async.storage.rows import RowStore
-    from lilota_async.storage.store import claimed
 
     async def patched(self: Any, c: Any, claim: Any) -> Any:
         values = {"names": claim.names, "created_before": None, "limit": len(claim.pids)}

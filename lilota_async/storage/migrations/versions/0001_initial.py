@@ -153,7 +153,7 @@ def _create_partial_indexes() -> None:
     _create_index("ix_lilota_task_pending_name", ["name", "is_keyed", *due], "status = 'pending'")
     _create_index(
         "ix_lilota_task_pending_key",
-        ["concurrency_key", *due],
+        ["name", "concurrency_key", *due],
         "status = 'pending' AND concurrency_key IS NOT NULL",
     )
     _create_index(
@@ -167,6 +167,13 @@ def _create_partial_indexes() -> None:
         ["name", "unique_key"],
         f"unique_key IS NOT NULL AND ({_HOLDS_KEY})",
         unique=True,
+    )
+    op.create_index(
+        "ix_lilota_limit_paused",
+        "lilota_limit",
+        ["name"],
+        postgresql_where=sa.text("paused_at IS NOT NULL"),
+        sqlite_where=sa.text("paused_at IS NOT NULL"),
     )
     _create_index("ix_lilota_task_running", ["locked_by"], "status = 'running'")
     _create_index("ix_lilota_task_unsuccessful", ["id"], "status IN ('failed', 'cancelled')")
@@ -208,7 +215,7 @@ def _create_mariadb_indexes() -> None:
     indexes: dict[str, list[str | sa.TextClause]] = {
         "ix_lilota_task_pending": ["status", "is_keyed", *due],
         "ix_lilota_task_pending_name": ["status", "name", "is_keyed", *due],
-        "ix_lilota_task_pending_key": ["status", "concurrency_key", *due],
+        "ix_lilota_task_pending_key": ["status", "is_keyed", "name", "concurrency_key", *due],
         "ix_lilota_task_running": ["status", "locked_by"],
         "ix_lilota_task_name": ["name", "id"],
         "ix_lilota_task_ended": ["name", "status", "end_date_time"],
