@@ -13,7 +13,8 @@ import msgspec
 from lilota_async.engine.children import Children, ChildTasks
 from lilota_async.engine.lifecycle import End, Intent, conclude
 from lilota_async.engine.reports import LogTail, Reports
-from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
+from lilota_async.execution.cells import Listener, Reason
+from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.memory_watch import MemoryGuard, MemoryWatch
 from lilota_async.execution.protocol import (
     Call,
@@ -40,6 +41,9 @@ class Slot(Protocol):
 
     @property
     def load(self) -> int: ...
+
+    @property
+    def is_held_up(self) -> bool: ...
 
     def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]: ...
 

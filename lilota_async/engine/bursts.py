@@ -1,4 +1,8 @@
-"""How many tasks a cell gets at once: one, unless tasks prove shorter than their dispatch.
+"""How many tasks a cell gets at once: one, unless tasks prove short.
+
+Those that are much shorter than their dispatch come in bursts; one that takes no longer than
+the moment that people wait for has the next one behind it, so that the cell does not stand
+still between. What waits behind a task that takes longer than expected is taken back.
 
 Pure policy. A burst forms only while everything that is claimed is known to be short; the
 first claim that brings something else ends that, and what would have to wait goes back.
@@ -6,10 +10,11 @@ first claim that brings something else ends that, and what would have to wait go
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar
 
-SHORT_SECONDS = 0.002
+SHORT_SECONDS = 0.1
 BURST_SECONDS = 0.02  # the longest that a task should wait for its turn in a burst
 LARGEST_BURST = 64  # and so many at most wait when a short task hangs
 SAMPLES_BEFORE_TRUST = 8
@@ -38,15 +43,13 @@ class Bursts:
         self._samples[name] = self._samples.get(name, 0) + 1
 
     def is_short(self, name: str) -> bool:
-        """Whether tasks of this name may share a burst."""
+        """Whether others may wait behind a task of this name."""
         trusted = self._samples.get(name, 0) >= SAMPLES_BEFORE_TRUST
         return trusted and self._seconds[name] <= SHORT_SECONDS
 
     def room(self, name: str) -> int:
         """How many tasks like this one fit into a cell at once."""
-        if not self.is_short(name):
-            return 1
-        return _fitting(self._seconds[name])
+        return _fitting(self._seconds[name]) if self.is_short(name) else 1
 
     @property
     def depth(self) -> int:
@@ -69,17 +72,20 @@ class Bursts:
         A cell runs its short tasks first and then at most one that is not.
         """
         run: list[tuple[Place, T]] = []
+        wait: dict[Place, float] = defaultdict(float)
         last: dict[Place, T] = {}
         back: list[T] = []
         for cell, name, task in claimed:
-            if self.is_short(name):
-                run.append((cell, task))
-            elif cell in last:
+            if not self.is_short(name):
+                if last.setdefault(cell, task) is not task:
+                    back.append(task)
+            elif wait[cell] > SHORT_SECONDS:
                 back.append(task)
             else:
-                last[cell] = task
+                run.append((cell, task))
+                wait[cell] += self._seconds[name]
         return run + list(last.items()), back
 
 
 def _fitting(seconds: float) -> int:
-    return max(1, int(BURST_SECONDS / max(seconds, BURST_SECONDS / LARGEST_BURST)))
+    return max(2, int(BURST_SECONDS / max(seconds, BURST_SECONDS / LARGEST_BURST)))

@@ -13,7 +13,7 @@ import msgspec
 from lilota_async.codec import describe
 from lilota_async.engine.dependencies import Dependencies
 from lilota_async.errors import InvalidInput, LilotaError, TaskNotFound, UnknownTask
-from lilota_async.execution.cells import Ended
+from lilota_async.execution.ends import Ended
 from lilota_async.execution.protocol import ChildTask, Outcome
 from lilota_async.registry import RegisteredTask, Registry
 from lilota_async.storage.transitions import Dependent, NewTask

@@ -335,5 +335,7 @@ def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[S
     A slot gets the next burst when half of the last one is done, not to stand still between.
     """
     most = depth // 2
-    open_slots = [s for s in slots if not s.load or (s.load <= most and s not in slow)]
+    open_slots = [
+        s for s in slots if not s.load or (s.load <= most and s not in slow and not s.is_held_up)
+    ]
     return open_slots * depth

@@ -25,7 +25,7 @@ import msgspec
 
 from lilota_async.codec import describe
 from lilota_async.errors import Abort, TaskCrashed, TaskTimeout
-from lilota_async.execution.cells import Crash, Ended, Unstarted
+from lilota_async.execution.ends import Crash, Ended, Unstarted
 from lilota_async.execution.invocation import qualified_name
 from lilota_async.execution.protocol import Outcome
 from lilota_async.models.values import Retry, TaskStatus, seconds

@@ -44,7 +44,11 @@ class Places:
         least = room
         for slot in slots:
             load = slot.load + self._taken[slot] if slot in self._taken else slot.load
-            if load < least and slot not in unsuitable and not (load and slot in slow):
+            if (
+                load < least
+                and slot not in unsuitable
+                and not (load and (slot in slow or slot.is_held_up))
+            ):
                 best, least = slot, load
         if best is None:
             return None

@@ -16,7 +16,7 @@ from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent, unrunnable
 from lilota_async.errors import NotRunning, StoreUnavailable
-from lilota_async.execution.cells import Unstarted
+from lilota_async.execution.ends import Unstarted
 from lilota_async.execution.memory_watch import MemoryWatch
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import Registry
@@ -135,7 +135,7 @@ class RunningAttempts:
         elif isinstance(end, BaseException):
             self._give_up(attempt, end)
         else:
-            transition = self._put_back(attempt.claimed) if isinstance(end, Unstarted) else end
+            transition = self._put_back(attempt.claimed, end) if isinstance(end, Unstarted) else end
             on_written = functools.partial(self._on_written, attempt, transition)
             self._write(transition, on_written)
 
@@ -191,8 +191,10 @@ class RunningAttempts:
             self._spawn(self._on_place_free())
         self._on_over()
 
-    def _put_back(self, claimed: ClaimedTask) -> Requeue:
-        """The process died before it came to the task."""
+    def _put_back(self, claimed: ClaimedTask, end: Unstarted) -> Requeue:
+        """The process died before it came to the task, or is held up."""
+        if end.returned:
+            return Requeue(attempt=claimed.attempt, counted=False)
         task_id = claimed.attempt.id
         self._unstarted[task_id] += 1
         # A task that ends every process before it begins must not do so for ever.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import msgspec
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
+from lilota_async.execution.ends import Crash, Ended, Unstarted
 from lilota_async.execution.measures import Usage
 from lilota_async.execution.protocol import (
     Begin,
@@ -36,33 +36,10 @@ Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
+HELD_UP_SECONDS = 0.25  # that a call may take before those behind it are taken back
 LAST_WORDS = 16 * 1024
 FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
-OOM_CHECK_SECONDS = 1.0
 logger = logging.getLogger("lilota_async")
-
-
-class Crash(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The process ended while it ran the attempt; what it used, as far as that is known.
-
-    `out_of_memory`: the kernel has killed for want of memory meanwhile, most likely this one.
-    `traceback` is what faulthandler wrote.
-    """
-
-    pid: int
-    exit_code: int | None = None
-    signal: str | None = None
-    cpu_seconds: float | None = None
-    peak_memory_bytes: int | None = None
-    out_of_memory: bool = False
-    traceback: str = ""
-
-
-class Unstarted(msgspec.Struct, frozen=True, gc=False):
-    """The attempt's code was never begun, which costs the task nothing."""
-
-
-Ended = Outcome | Crash | Unstarted
 
 
 class EndedSilently(WorkerStartFailed):
@@ -81,7 +58,8 @@ class Cell:
     """A slot: one task process, replaced by its owner, who hears of its death.
 
     `run` takes several calls at once: they are sent as one burst, run in order, and each has
-    an end of its own. A stopped call is the last of its process.
+    an end of its own. A stopped call is the last of its process. What waits behind a call that
+    takes long is taken back.
     """
 
     def __init__(
@@ -108,10 +86,11 @@ class Cell:
         self._usage = Usage()  # when it was killed
         self._killed = self._tainted = False
         self._last_words = b""
-        self._oom_kills: int | None = None
-        self._oom_checked = float("-inf")
+        self._oom_kills = measures.OomKills()
         self._closing = self._gone = False
         self._buried = asyncio.Event()
+        self.is_held_up = False
+        """Whether it runs something that takes long, so that nothing should wait behind it."""
         self.finished_calls = 0
 
     @property
@@ -181,8 +160,11 @@ class Cell:
             self._burst = {running.call.serial: running for running in self._waiting}
             self._waiting.clear()
             self._texts.expect(self._burst)
-            self._note_oom_kills()
+            self._oom_kills.look()
             calls = [running.call for running in self._burst.values()]
+            if len(calls) > 1:
+                self.worker.give_tickets(len(calls))
+            self._look_later()
             try:
                 await self._loop.run_in_executor(self.worker.executor, runtime.execute, calls)
             except BrokenExecutor:
@@ -192,12 +174,37 @@ class Cell:
                 logger.exception("Task process %d failed outside of a task", self.pid)
                 self.worker.kill()
                 break
+            finally:
+                self._look.cancel()
             self._read_channel()
             # A call was stopped, or the process owes outcomes: what comes next gets another.
             if self._tainted or self._burst:
                 self.worker.kill()
                 break
         self._sending = None
+
+    def _look_later(self) -> None:
+        self._look = self._loop.call_later(
+            HELD_UP_SECONDS, self._look_whether_held_up, self.finished_calls
+        )
+
+    def _look_whether_held_up(self, finished_calls: int) -> None:
+        self._read_channel()
+        if self.finished_calls != finished_calls:
+            self._look_later()
+            return
+        self.is_held_up = True
+        returned = list(self._waiting)
+        self._waiting.clear()
+        # Of the tickets for a burst the process takes one before each call: those that are
+        # left belong to its last calls, and whoever has them decides.
+        count = self.worker.take_tickets() if len(self._burst) > 1 else 0
+        if count:
+            serials = list(self._burst)[-count:]
+            self._texts.withdraw(serials[0])
+            returned += [self._burst.pop(serial) for serial in serials]
+        for running in returned:
+            self._conclude(running, Unstarted(returned=True))
 
     def interrupt(self, serial: int, reason: Reason) -> None:
         """Ask the process to raise in the task's code; what is not sent yet never will be."""
@@ -304,6 +311,7 @@ class Cell:
         running = self._burst.pop(serial, None)
         if running is not None:
             self.finished_calls += 1
+            self.is_held_up = False
             self._conclude(running, ended)
             self._on_end_of_call(self)
 
@@ -367,12 +375,6 @@ class Cell:
                     self._loop.remove_reader(descriptor)
             self.worker.close()
 
-    def _note_oom_kills(self) -> None:
-        now = time.monotonic()
-        if now - self._oom_checked > OOM_CHECK_SECONDS:
-            self._oom_checked = now
-            self._oom_kills = measures.oom_kills()
-
     def _crash(self, begun: Begin, exit_code: int | None) -> Crash:
         name = signal_name(exit_code)
         used = self._usage.cpu_seconds
@@ -384,10 +386,6 @@ class Cell:
             signal=name,
             cpu_seconds=None if used is None else max(0.0, used - begun.cpu_seconds),
             peak_memory_bytes=self._usage.peak_memory_bytes,
-            out_of_memory=was_killed_by_others and self._has_run_out_of_memory(),
+            out_of_memory=was_killed_by_others and self._oom_kills.are_more(),
             traceback=(fatal + text).decode(errors="replace") if fatal and name else "",
         )
-
-    def _has_run_out_of_memory(self) -> bool:
-        kills = measures.oom_kills()
-        return kills is not None and self._oom_kills is not None and kills > self._oom_kills

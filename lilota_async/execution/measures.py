@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+OOM_LOOK_SECONDS = 1.0
 _STAT_SIZE = 2048  # no stat is longer
 
 
@@ -73,6 +75,26 @@ def oom_kills() -> int | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+class OomKills:
+    """Whether the kernel has ended a process for want of memory since the last look."""
+
+    def __init__(self) -> None:
+        self._count: int | None = None
+        self._looked = float("-inf")
+
+    def look(self) -> None:
+        """Note how many there were; once a second at most."""
+        now = time.monotonic()
+        if now - self._looked > OOM_LOOK_SECONDS:
+            self._looked = now
+            self._count = oom_kills()
+
+    def are_more(self) -> bool:
+        """Whether there are more now."""
+        count = oom_kills()
+        return count is not None and self._count is not None and count > self._count
 
 
 def _oom_files() -> Iterator[Path]:

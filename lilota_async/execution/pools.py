@@ -19,14 +19,17 @@ from contextvars import Context
 import msgspec
 
 from lilota_async.errors import TaskStopped
-from lilota_async.execution.cells import Ended, Listener, Reason, Unstarted
+from lilota_async.execution.cells import Listener, Reason
 from lilota_async.execution.context import CurrentTask, enter_task
+from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.invocation import Runnable, failed, load, succeeded
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
 
 
 class LocalSlot:
     """A place for one task in this process."""
+
+    is_held_up = False
 
     def __init__(self, on_idle: Callable[[], None]) -> None:
         self.pid = os.getpid()

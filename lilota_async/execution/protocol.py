@@ -178,6 +178,11 @@ class OutputReader:
         """These tasks come next, in this order."""
         self._serials.extend(serials)
 
+    def withdraw(self, serial: int) -> None:
+        """This task and those after it do not come."""
+        while self._serials and self._serials[-1] >= serial:
+            self._serials.pop()
+
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """The texts of `data`; what is cut in two, a mark or a character, waits for its rest."""
         data = self._buffer + data

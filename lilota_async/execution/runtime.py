@@ -54,12 +54,13 @@ def boot(
     channel: Connection,
     control: Connection,
     output: Connection,
+    tickets: Connection,
     token: bytes,
     log_levels: Mapping[str, int],
 ) -> None:
     """Make this process a task process; the executor's initializer."""
     detach()
-    worker = Worker(Channel(channel), control, Streams(output), token)
+    worker = Worker(Channel(channel), control, Streams(output), tickets, token)
     _worker.set(worker)
     mark_task_process()
     worker.listen_for_interruptions()
@@ -93,12 +94,18 @@ class Worker:
     """Runs calls, and turns the parent's requests to stop into exceptions of the right task."""
 
     def __init__(
-        self, channel: Channel, control: Connection, streams: Streams, token: bytes
+        self,
+        channel: Channel,
+        control: Connection,
+        streams: Streams,
+        tickets: Connection,
+        token: bytes,
     ) -> None:
         self.channel = channel
         self.serial: int | None = None
         self._control = control
         self._streams = streams
+        self._tickets = tickets
         self._token = token
         self._runnables: dict[bytes, Runnable] = {}
         self._requests: dict[int, str] = {}
@@ -120,6 +127,8 @@ class Worker:
         # What else is left was for a task that ended first.
         self._requests = {s: why for s, why in self._requests.items() if s in serials}
         for call in calls:
+            if len(calls) > 1 and not self._take_ticket():
+                break  # the parent has taken the rest back
             used = cpu_seconds()
             self._send(report + frame(Begin(call.serial, used)))
             self.serial = call.serial
@@ -130,6 +139,12 @@ class Worker:
             if outcome.interrupted:
                 break
         self._send(report)
+
+    def _take_ticket(self) -> bool:
+        try:
+            return bool(os.read(self._tickets.fileno(), 1))
+        except OSError:  # none left, or closed by a task
+            return False
 
     def _measured(self, call: Call, used: float) -> Outcome:
         started = time.monotonic()

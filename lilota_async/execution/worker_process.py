@@ -35,7 +35,7 @@ READS = 16
 
 
 class WorkerProcess:
-    """One process in a `ProcessPoolExecutor` of its own, with three pipes.
+    """One process in a `ProcessPoolExecutor` of its own, with four pipes.
 
     `spawn` and `join` block and belong in a thread; the rest is for the event loop. `deaths`
     are the descriptors that become readable when the process ends.
@@ -58,15 +58,16 @@ class WorkerProcess:
             self._channel, channel = self._pipe(opened, theirs)
             self._output, output = self._pipe(opened, theirs)
             control, self._control = self._pipe(theirs, opened)
+            self._tickets, self._new_tickets = self._pipe(opened, opened)
             executor = ProcessPoolExecutor(
                 max_workers=1,
                 mp_context=self._context,
                 initializer=runtime.boot,
-                initargs=(channel, control, output, self._token, log_levels()),
+                initargs=(channel, control, output, self._tickets, self._token, log_levels()),
             )
             boot = self._submit(executor)
             self.executor = executor
-            for connection in (self._channel, self._output, self._control):
+            for connection in (self._channel, self._output, self._control, self._tickets):
                 os.set_blocking(connection.fileno(), False)
             self._opened = opened.pop_all()
         self.is_spawned = True
@@ -120,6 +121,14 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # full or closed: the grace period ends all the same
             os.write(self._control.fileno(), f"{request}\n".encode())
             os.kill(self.pid, signal.SIGTERM)
+
+    def give_tickets(self, count: int) -> None:
+        """Let the process begin so many calls of the burst that is sent next."""
+        os.write(self._new_tickets.fileno(), bytes(count))
+
+    def take_tickets(self) -> int:
+        """Take back those that are left: so many calls, the last ones, will not be begun."""
+        return sum(map(len, _read(self._tickets)))
 
     def kill(self) -> None:
         """SIGKILL to the process and all of its group, whatever they do."""

@@ -236,6 +236,11 @@ def mark(directory: str, name: str, text: str = "") -> None:
     unfinished.rename(Path(directory, name))
 
 
+def hold_if_told(directory: str) -> None:
+    if directory:
+        hold(directory)
+
+
 def hold(directory: str) -> str:
     mark(directory, "started", str(os.getpid()))
     _wait_for(directory, "release")

@@ -221,3 +221,22 @@ def kind_of(task: Task) -> str:
 def _new_directory(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+async def test_a_short_task_that_hangs_holds_nobody_up(
+    make_lilota: MakeLilota, directory: Path
+) -> None:
+    """What waits behind it in its burst runs elsewhere, once, and can be cancelled."""
+    lilota = make_lilota(tasks.hold_if_told, number_of_processes=2)
+    async with asyncio.timeout(DEADLINE), leaving_nothing(lilota):
+        known = await lilota.schedule_many(tasks.hold_if_told, [""] * 300)
+        for task_id in known:
+            await lilota.wait(task_id)
+        told = [""] * 20 + [str(directory)] + [""] * 100
+        ids = await lilota.schedule_many(tasks.hold_if_told, told)
+        held = ids.pop(20)
+        for task_id in ids:
+            task = await lilota.wait(task_id)
+            assert (task.status, task.attempts) == (TaskStatus.COMPLETED, 1)
+        assert (await row(lilota, held)).status is TaskStatus.RUNNING
+        assert await lilota.cancel(held)

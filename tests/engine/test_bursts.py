@@ -34,6 +34,25 @@ def test_short_tasks_come_in_bursts() -> None:
     assert bursts.depth == 20
 
 
+def test_the_next_of_moderate_tasks_waits_in_the_cell() -> None:
+    """So that the cell does not stand still; no more of them than one."""
+    bursts = seen(render=0.05, report=1.0)
+    bursts.learn(["render"])
+    assert bursts.depth == 2
+    assert bursts.room("render") == 2
+    assert bursts.room("report") == 1
+    assert bursts.room("unknown") == 1
+
+
+def test_a_cell_gets_no_more_than_it_does_in_a_moment() -> None:
+    """What was claimed for it in the belief that everything is short goes back."""
+    bursts = seen(add=0.00001, render=0.05)
+    claimed = [("cell", "add", 0), *(("cell", "render", number) for number in range(1, 6))]
+    run, back = bursts.arrange(claimed)
+    assert [task for _, task in run] == [0, 1, 2]
+    assert back == [3, 4, 5]
+
+
 def test_one_long_task_ends_the_bursts() -> None:
     """After a claim that brought something long, each cell gets one task."""
     bursts = seen(add=0.00001, report=1.0)

@@ -21,7 +21,7 @@ from lilota_async.engine.lifecycle import (
     conclude,
 )
 from lilota_async.errors import Abort, RetryLater, TaskCrashed, TaskStopped, TaskTimeout
-from lilota_async.execution.cells import Crash, Ended, Unstarted
+from lilota_async.execution.ends import Crash, Ended, Unstarted
 from lilota_async.execution.invocation import failed
 from lilota_async.execution.protocol import Call, Outcome
 from lilota_async.models.values import Retry, TaskId, TaskStatus

@@ -21,7 +21,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from lilota_async.execution.cells import Cell, Crash, Ended
+from lilota_async.execution.cells import Cell
+from lilota_async.execution.ends import Crash, Ended
 from lilota_async.execution.protocol import Call, LogRecord, Message, Outcome
 from lilota_async.models.values import TaskId
 from lilota_async.registry import RegisteredTask, Settings

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lilota_async.execution.cells import Cell, Crash, Unstarted
+from lilota_async.execution.cells import Cell
+from lilota_async.execution.ends import Crash, Unstarted
 from lilota_async.execution.protocol import Outcome
 from tests.execution import tasks
 from tests.execution.support import (

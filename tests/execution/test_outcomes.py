@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lilota_async.execution.ends import Unstarted
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress
 from tests.execution import tasks
 from tests.execution.support import Bench, Heard, call_of, failure_of, value_of
@@ -136,6 +137,32 @@ async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> 
     assert [each.text for each in heard] == [f"{number}\n" for number in range(40)]
     assert cell.load == 0
     assert cell.finished_calls == 40
+
+
+async def test_what_waits_behind_a_long_call_is_taken_back(cells: Bench) -> None:
+    """The rest of its burst and what came later; the call itself and the cell go on."""
+    cell = await cells.cell()
+    first = cell.run(call_of(tasks.say, "first"), Heard())
+    long = cell.run(call_of(tasks.sleep, 1.5), Heard())
+    rest = [cell.run(call_of(tasks.say, "never"), Heard()) for _ in range(20)]
+    assert value_of(await first) is None
+    rest.append(cell.run(call_of(tasks.say, "never"), Heard()))
+    assert [await each for each in rest] == [Unstarted(returned=True)] * 21
+    assert not long.done()
+    assert cell.is_held_up
+    assert cell.load == 1
+    assert value_of(await long) == "slept"
+    assert not cell.is_held_up
+    heard = [Heard(), Heard()]
+    await asyncio.gather(*(cell.run(call_of(tasks.say, "next"), each) for each in heard))
+    assert [each.text for each in heard] == ["next\n"] * 2
+
+
+async def test_a_burst_of_calls_that_each_take_a_while_is_left_alone(cells: Bench) -> None:
+    """It goes on, however long it takes as a whole."""
+    cell = await cells.cell()
+    calls = [cell.run(call_of(tasks.sleep, 0.12), Heard()) for _ in range(5)]
+    assert [value_of(await each) for each in calls] == ["slept"] * 5
 
 
 async def test_a_listener_that_raises_costs_nothing(

@@ -18,7 +18,7 @@ import pytest
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import processes, runtime
-from lilota_async.execution.cells import Crash, Ended, Unstarted
+from lilota_async.execution.ends import Crash, Ended, Unstarted
 from lilota_async.execution.processes import ProcessPool, Recycling
 from lilota_async.execution.worker_process import END_TIMEOUT, WorkerProcess
 from tests.execution import tasks

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lilota_async.execution.cells import Ended, Unstarted
 from lilota_async.execution.context import current_task, in_task_process
+from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.pools import LocalPool, LocalSlot
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress, Started
 from tests.execution import tasks

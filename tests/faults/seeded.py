@@ -112,7 +112,7 @@ def crash_taken_as_success() -> None:
     """A process that has died counts as a result."""
     from lilota_async.engine import attempt
     from lilota_async.engine.lifecycle import conclude
-    from lilota_async.execution.cells import Crash
+    from lilota_async.execution.ends import Crash
     from lilota_async.execution.protocol import Outcome
 
     def patched(end: Any, **keywords: Any) -> Any:
