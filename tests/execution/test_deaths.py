@@ -244,7 +244,7 @@ async def test_thirty_crashes_leave_no_descriptor(method: str) -> None:
 async def test_who_waited_and_was_cancelled_costs_nothing(cells: Bench) -> None:
     """The call goes on, the cell stays usable."""
     cell = await cells.cell()
-    running = asyncio.ensure_future(cells.run(cell, tasks.sleep, 0.2))
-    await asyncio.sleep(0.05)
+    running = asyncio.ensure_future(cells.run(cell, tasks.sleep, 0.08))
+    await asyncio.sleep(0.02)
     running.cancel()
     assert await cells.value(cell, tasks.ok) == "ok"
