@@ -20,7 +20,6 @@ from lilota_async import Lilota, Node, StoreUnavailable, Task, TaskId
 from lilota_async.errors import ConfigurationError
 from lilota_async.integrations import allow_all
 from lilota_async.integrations.dashboard import dashboard
-from lilota_async.integrations.dashboard.formatting import duration
 from tests.api.support import MakeLilota, row_when, session
 from tests.web.support import DEADLINE, client_of, events_of, served
 from tests.web.tasks import add, bill, fail, wait_for_mark
@@ -40,7 +39,7 @@ def mounted(lilota: Lilota, **options: Any) -> Starlette:
 @pytest.fixture(autouse=True)
 def always_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read is not kept for those who look a moment later."""
-    for name in ("FRESH_SECONDS", "HISTORY_FRESH_SECONDS"):
+    for name in ("FRESH_SECONDS", "HISTORY_FRESH_SECONDS", "PAUSE_FACTOR"):
         monkeypatch.setattr(f"{SNAPSHOTS}.{name}", 0.0)
 
 
@@ -345,6 +344,19 @@ async def test_pages_follow(lilota: Lilota, directory: Path) -> None:
     assert "badge running" in "".join(seen[:-1])
 
 
+async def test_pages_on_every_database(make_lilota: MakeLilota, database_url: str) -> None:
+    """The pages are the same, whichever database has the tasks."""
+    lilota = make_lilota(add, fail, db_url=database_url)
+    async with lilota:
+        done = await ended(lilota, "add", 1, tags=["vip"])
+        await ended(lilota, "fail", "no paper in printer 7")
+        async with client_of(mounted(lilota)) as client:
+            for path in ("/", "/?hours=24", "/tasks", "/tasks?error=PAPER"):
+                assert "no paper in printer 7" in await shown(client, path)
+            assert str(done.id) in await shown(client, "/tasks?tag=vip&name=add")
+            assert "completed" in await shown(client, f"/tasks/{done.id}?show=payloads")
+
+
 async def test_many_viewers_read_once(
     client: httpx.AsyncClient, lilota: Lilota, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,30 +390,9 @@ async def test_without_a_database(
     assert "secret-host" not in answer.text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "–"),  # noqa: RUF001
-        (0.0034, "3 ms"),
-        (12.44, "12.4 s"),
-        (200, "3 min 20 s"),
-        (7200, "2 h"),
-        (187_000, "2 d 3 h"),
-        (-1, "0 ms"),
-    ],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    """One unit or two, as people say it."""
-    assert duration(seconds) == text
-
-
 def test_everything_is_in_the_wheel() -> None:
     """Templates and what pages load lie in the package, of which the wheel is made."""
     folder = Path(dashboard.__code__.co_filename).parent
-    assert {path.name for path in (folder / "static").iterdir()} >= {
-        "dashboard.css",
-        "dashboard.js",
-        "icon.svg",
-        "theme.js",
-    }
+    names = {path.name for path in (folder / "static").iterdir()}
+    assert names >= {"dashboard.css", "dashboard.js", "icon.svg", "theme.js"}
     assert (folder / "templates" / "base.html").exists()

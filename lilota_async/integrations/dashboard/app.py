@@ -67,26 +67,6 @@ def dashboard(
     actions = Actions(lilota, guard, snapshots)
     live = Live(lilota, guard, snapshots, pages)
 
-    def showing(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[..., object]:
-        async def show(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except HTTPException as error:
-                return await renderer.problem(
-                    request, error.status_code, str(error.detail), error.headers
-                )
-            except TaskIsRunning:
-                detail = "A running task cannot be deleted; cancel it first"
-                return await renderer.problem(request, 409, detail)
-            except LilotaError as error:
-                trouble = unavailable(error)
-                if trouble is None:
-                    raise
-                headers = {"retry-after": str(trouble.retry_after)}
-                return await renderer.problem(request, 503, trouble.body["detail"], headers)
-
-        return show
-
     routes = [
         ("/", pages.overview, "GET"),
         ("/live", live.overview, "GET"),
@@ -101,7 +81,7 @@ def dashboard(
     app = Starlette(
         routes=[
             *(
-                Route(path, showing(endpoint), methods=[method])
+                Route(path, _answering(endpoint, renderer), methods=[method])
                 for path, endpoint, method in routes
             ),
             Mount("/static", StaticFiles(directory=STATIC)),
@@ -109,6 +89,30 @@ def dashboard(
     )
     app.add_middleware(SecurityHeaders)
     return app
+
+
+def _answering(
+    endpoint: Callable[[Request], Awaitable[Response]], renderer: Renderer
+) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint, with a page for every error that a visitor or the database causes."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except HTTPException as error:
+            detail = str(error.detail)
+            return await renderer.problem(request, error.status_code, detail, error.headers)
+        except TaskIsRunning:
+            detail = "A running task cannot be deleted; cancel it first"
+            return await renderer.problem(request, 409, detail)
+        except LilotaError as error:
+            trouble = unavailable(error)
+            if trouble is None:
+                raise
+            headers = {"retry-after": str(trouble.retry_after)}
+            return await renderer.problem(request, 503, trouble.body["detail"], headers)
+
+    return answer
 
 
 class SecurityHeaders:

@@ -60,11 +60,14 @@ class Live:
 
     async def _task(self, request: Request) -> AsyncIterator[ServerSentEvent]:
         """Both of what is written, which only comes once, and of how it is."""
-        queue: asyncio.Queue[ServerSentEvent] = asyncio.Queue(maxsize=1000)
+        queue: asyncio.Queue[ServerSentEvent | None] = asyncio.Queue(maxsize=1000)
 
         async def pump(events: AsyncIterator[ServerSentEvent]) -> None:
-            async for event in events:
-                await queue.put(event)
+            try:
+                async for event in events:
+                    await queue.put(event)
+            finally:
+                await queue.put(None)
 
         streams = [
             asyncio.create_task(pump(events))
@@ -74,8 +77,8 @@ class Live:
             )
         ]
         try:
-            while True:
-                yield await queue.get()
+            while (event := await queue.get()) is not None:
+                yield event
         finally:
             for stream in streams:
                 stream.cancel()

@@ -1,4 +1,7 @@
-"""What pages show, read once a second at most for all who look at the same."""
+"""What pages show, read once a second at most for all who look at the same.
+
+What takes long to read is kept for longer, so that looking takes a tenth of the time at most.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ HISTORY_NAMES = 200
 PAGE_ROWS = 50
 RECENT_FAILURES = 100
 MOST_KEPT = 200
+PAUSE_FACTOR = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +111,15 @@ class Snapshots:
             if len(self._kept) >= MOST_KEPT:
                 self._kept = {k: each for k, each in self._kept.items() if each.until >= now}
             value: asyncio.Future[T] = asyncio.ensure_future(read())
-            value.add_done_callback(lambda done: done.cancelled() or done.exception())
-            kept = self._kept[key] = _Kept(now + seconds, value)
+            kept = reading = self._kept[key] = _Kept(float("inf"), value)
+
+            def keep(done: asyncio.Future[T]) -> None:
+                failed = done.cancelled() or done.exception() is not None
+                end = loop.time()
+                pause = 0.0 if failed else max(seconds, PAUSE_FACTOR * (end - now))
+                reading.until = end + pause
+
+            value.add_done_callback(keep)
         # Whoever asked first may go away: the others wait for it all the same.
         result: T = await asyncio.shield(kept.value)
         return result

@@ -1,6 +1,7 @@
 // Follows the page's stream, and puts what has changed in place of what was there.
 "use strict";
 
+const RECONNECT = 5000; // milliseconds
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
 function relative(seconds) {
@@ -59,6 +60,8 @@ function showTrouble(text) {
   place.hidden = !text;
 }
 
+let source = null;
+
 function follow(badge) {
   const log = document.getElementById("log");
   let fresh = false; // a stream begins with the whole log
@@ -67,14 +70,15 @@ function follow(badge) {
     badge.dataset.state = state;
     badge.textContent = text;
   };
-  const source = new EventSource(badge.dataset.live);
+  source = new EventSource(badge.dataset.live);
   source.onopen = () => {
     fresh = true;
     say("on", "live");
   };
   source.onerror = () => {
-    const ended = source.readyState === EventSource.CLOSED;
-    say("off", ended ? "not live" : "connecting…");
+    say("off", "connecting…");
+    // A browser does not ask again after an answer such as 502 or 503.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(badge), RECONNECT);
   };
   source.addEventListener("page", (event) => {
     showTrouble("");
@@ -95,11 +99,6 @@ function follow(badge) {
     attempt = data.attempt;
     log.append(data.text);
     if (document.getElementById("follow").checked) log.scrollTop = log.scrollHeight;
-  });
-  // A page that is left must not keep its connection: a browser has six for each host.
-  window.addEventListener("pagehide", () => source.close());
-  window.addEventListener("pageshow", (event) => {
-    if (event.persisted) follow(badge);
   });
 }
 
@@ -176,4 +175,11 @@ themes();
 showTimes();
 setInterval(showTimes, 1000);
 const badge = document.getElementById("live");
-if (badge) follow(badge);
+if (badge) {
+  follow(badge);
+  // A page that is left must not keep its connection: a browser has six for each host.
+  window.addEventListener("pagehide", () => source.close());
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) follow(badge);
+  });
+}
