@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+LOCK_PAUSE = 0.005
+LONGEST_WAIT = 0.5
+
 
 async def insert_bounded(
     store: Store, c: AsyncConnection, inserts: Sequence[BoundedInsert]
@@ -28,9 +33,8 @@ async def insert_bounded(
     """
     # Whoever waits for a unique key, perhaps that of a transaction of the application's, must not
     # hold the lock meanwhile.
-    is_keyed = any(task.unique_key is not None for each in inserts for task in each.tasks)
-    if store.dialect.lock_backlog is not None and not is_keyed:
-        await c.execute(text(store.dialect.lock_backlog))
+    if all(task.unique_key is None for each in inserts for task in each.tasks):
+        await _lock(store.dialect, c)
     waiting = await _count(store.dialect, c, [bound for each in inserts for bound in each.bounds])
     full: list[Bound | None] = []
     admitted: list[NewTask] = []
@@ -48,6 +52,20 @@ async def insert_bounded(
         else refused.intersection([task.id for task in each.tasks])
         for each, bound in zip(inserts, full, strict=True)
     ]
+
+
+async def _lock(dialect: Dialect, c: AsyncConnection) -> None:
+    """Wait for the lock, as others hold it for a flush; but not for a node that is frozen."""
+    if dialect.lock_backlog is None:
+        return
+    statement = text(dialect.lock_backlog)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LONGEST_WAIT
+    while True:
+        is_ours = (await c.execute(statement)).scalar()
+        if is_ours or loop.time() >= end:
+            return
+        await asyncio.sleep(random.uniform(0, LOCK_PAUSE))
 
 
 async def find_full(dialect: Dialect, c: AsyncConnection, insert: BoundedInsert) -> Bound | None:

@@ -22,7 +22,7 @@ class Dialect:
     upsert_node: str = """ON CONFLICT (id) DO UPDATE SET
         last_seen_at = excluded.last_seen_at, names = excluded.names"""
     lock_backlog: str | None = None
-    """Lets one transaction at a time count what waits and add to it, until its end."""
+    """True for the one transaction that may count what waits and add to it, until its end."""
     # The table, with a hint where the database needs one to go by the index.
     pending_table: str = "lilota_task"
     pending_name_table: str = "lilota_task"

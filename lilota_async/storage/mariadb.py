@@ -43,7 +43,7 @@ class MariadbDialect(RowDialect):
     )
     for_claim = "FOR UPDATE SKIP LOCKED"
     # A row that is always there: GET_LOCK() would have to be given back after the COMMIT.
-    lock_backlog = "SELECT version_num FROM lilota_alembic_version FOR UPDATE"
+    lock_backlog = "SELECT version_num FROM lilota_alembic_version FOR UPDATE SKIP LOCKED"
     pending_table = "lilota_task FORCE INDEX (ix_lilota_task_pending)"
     pending_name_table = "lilota_task FORCE INDEX (ix_lilota_task_pending_name)"
     unique_table = "lilota_task FORCE INDEX (ix_lilota_task_unique)"

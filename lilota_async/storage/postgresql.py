@@ -203,7 +203,7 @@ class PostgresqlDialect(Dialect):
     now = _NOW
     has_arrays = True
     is_not_paused = _NOT_PAUSED
-    lock_backlog = f"SELECT pg_advisory_xact_lock({_BACKLOG_KEY})"
+    lock_backlog = f"SELECT pg_try_advisory_xact_lock({_BACKLOG_KEY})"
     seconds_since_seen = f"CAST(EXTRACT(EPOCH FROM {_NOW} - last_seen_at) AS float8)"
 
     def seconds_between(self, earlier: str, later: str) -> str:

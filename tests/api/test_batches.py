@@ -188,17 +188,17 @@ async def test_others_are_served_meanwhile(make_lilota: MakeLilota) -> None:
     async def watch() -> None:
         nonlocal longest
         while True:
-            before = time.perf_counter()
+            before = time.thread_time()  # of the loop, however much else runs on the machine
             await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
+            longest = max(longest, time.thread_time() - before)
 
     async with lilota:
         watching = asyncio.create_task(watch())
-        began = time.process_time()
+        began = time.thread_time()
         await lilota.schedule_many(add, [AddInput(n, 1) for n in range(20_000)])
-        used = time.process_time() - began
+        used = time.thread_time() - began
         watching.cancel()
-    assert longest < max(0.1, used / 2)
+    assert longest < used / 4
 
 
 async def test_memory_does_not_grow_with_the_inputs(

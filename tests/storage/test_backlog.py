@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lilota_async.errors import ScheduleUnknown
@@ -151,3 +152,17 @@ async def test_who_waits_for_a_key_holds_nobody_up(database: Database, store: St
                 assert await other.admit(_bounded(WHOLE)) == set()
             assert not waiting.done()
         assert await waiting == {keyed.tasks[0].id}
+
+
+async def test_a_node_that_stands_still_holds_nobody_up_for_long(
+    database: Database, store: Store, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been frozen with the lock: after a while the others count without it."""
+    if store.dialect.lock_backlog is None:
+        pytest.skip("SQLite has one writer at a time")
+    monkeypatch.setattr("lilota_async.storage.backlog.LONGEST_WAIT", 0.05)
+    async with asyncio.timeout(10.0), transacting(database) as frozen:
+        assert (await frozen.execute(text(store.dialect.lock_backlog))).scalar()
+        for _ in range(3):
+            assert await writer.admit(_bounded(OWN)) == set()
+        assert await writer.admit(_bounded(OWN)) == OWN
