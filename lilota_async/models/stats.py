@@ -26,7 +26,9 @@ class NameStats:
             of them not longer than this. None when there are none.
         p95_seconds: The same for 95 of 100.
         wait_seconds: About how long a task that is scheduled now waits for its start, by the
-            throughput; None when something is due and nothing tells how fast it will go.
+            throughput; None when something is due and nothing tells how fast it will go, and
+            while it is paused.
+        paused: Whether `pause()` keeps tasks of this name from starting.
     """
 
     name: str
@@ -40,6 +42,7 @@ class NameStats:
     p50_seconds: float | None
     p95_seconds: float | None
     wait_seconds: float | None
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ async def _read(database: Database, names: set[str], lease_seconds: float) -> St
         claimable = {name for node in live for name in node.names}
         waiting = await reader.waiting()
         running = await reader.running()
+        paused = await reader.paused()
         names |= {*claimable, *waiting, *running, *await names_of_tasks(c)}
         named = {}
         for name in sorted(names):
@@ -63,6 +64,7 @@ async def _read(database: Database, names: set[str], lease_seconds: float) -> St
                 running.get(name, 0),
                 await reader.ended(name),
                 slots,
+                paused=not paused.isdisjoint({name, ""}),
             )
     unclaimable = sorted(set(waiting) - claimable)
     return Stats(names=named, nodes=tuple(nodes), unclaimable=tuple(unclaimable))
@@ -125,6 +127,11 @@ class _Reader:
             found[row.name] = _Waiting(int(row.pending), int(row.due), waited)
         return found
 
+    async def paused(self) -> set[str]:
+        """The names that are paused; the empty one stands for all."""
+        statement = text("SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL")
+        return {row.name for row in await self._all(statement)}
+
     async def running(self) -> dict[str, int]:
         statement = text(f"""
             SELECT name, COUNT(*) AS running FROM {self._dialect.running_table}
@@ -179,7 +186,9 @@ def _pace(rows: Sequence[Any]) -> tuple[int, float]:
     return len(recent), len(recent) / min(max(seconds, 0.001), WINDOW_SECONDS)
 
 
-def _name_stats(name: str, waiting: _Waiting, running: int, ended: _Ended, slots: int) -> NameStats:
+def _name_stats(
+    name: str, waiting: _Waiting, running: int, ended: _Ended, slots: int, *, paused: bool
+) -> NameStats:
     half = _percentile(ended.durations, 50)
     return NameStats(
         name=name,
@@ -192,7 +201,8 @@ def _name_stats(name: str, waiting: _Waiting, running: int, ended: _Ended, slots
         throughput=ended.throughput,
         p50_seconds=half,
         p95_seconds=_percentile(ended.durations, 95),
-        wait_seconds=_wait(waiting.due, ended, half, slots),
+        wait_seconds=None if paused else _wait(waiting.due, ended, half, slots),
+        paused=paused,
     )
 
 

@@ -75,3 +75,19 @@ async def test_a_name_registered_while_running(make_lilota: MakeLilota) -> None:
         while "echo" not in stats.nodes[0].names:
             stats = await lilota.stats()
         assert set(stats.nodes[0].names) == {"nothing", "echo"}
+
+
+async def test_what_is_paused(make_lilota: MakeLilota) -> None:
+    """A paused name says so, all of them do while everything is, and nobody knows for how long."""
+    lilota = make_lilota(nothing, echo)
+    async with lilota:
+        await lilota.pause(nothing)
+        await lilota.schedule(nothing)
+        names = (await lilota.stats()).names
+        assert (names["nothing"].paused, names["echo"].paused) == (True, False)
+        assert (names["nothing"].wait_seconds, names["echo"].wait_seconds) == (None, 0.0)
+        await lilota.resume(nothing)
+        await lilota.pause()
+        assert all(each.paused for each in (await lilota.stats()).names.values())
+        await lilota.resume()
+        assert not any(each.paused for each in (await lilota.stats()).names.values())
