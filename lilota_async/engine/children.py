@@ -16,6 +16,7 @@ from lilota_async.errors import InvalidInput, LilotaError, TaskNotFound, Unknown
 from lilota_async.execution.ends import Ended
 from lilota_async.execution.protocol import ChildTask, Outcome
 from lilota_async.registry import RegisteredTask, Registry
+from lilota_async.storage.dependencies import ROWS_AT_ONCE
 from lilota_async.storage.transitions import Dependent, NewTask
 
 NewRow = Callable[..., NewTask]
@@ -104,9 +105,9 @@ class Children:
         return failed, ()
 
     async def _write(self) -> None:
-        """All that waits, in one transaction; what comes meanwhile is in the next."""
+        """What waits, in one transaction; what comes meanwhile is in the next."""
         while self._queue:
-            rows, self._queue = self._queue, []
+            rows, self._queue = self._queue[:ROWS_AT_ONCE], self._queue[ROWS_AT_ONCE:]
             try:
                 await self._tasks.dependencies.insert(rows)
             except Exception as error:

@@ -109,6 +109,7 @@ class CurrentTask:
         priority: int | None = None,
         timeout: Duration | None = None,
         tags: Iterable[str] = (),
+        concurrency_key: str | None = None,
     ) -> TaskId[Any]:
         """Ask the application to schedule another task; returns its id, and does not wait.
 
@@ -134,6 +135,7 @@ class CurrentTask:
             "priority": priority,
             "timeout": None if timeout is None else checked_duration("timeout", timeout),
             "tags": list(tags) or None,
+            "concurrency_key": concurrency_key,
         }
         child = ChildTask(
             self._serial,

@@ -32,7 +32,13 @@ async def split_async(parts: int) -> str:
 def by_function() -> str:
     """By the function, with an instance of its model and all that schedule() takes."""
     task_id = _task().schedule(
-        add, AddInput(2, 3), priority=3, timeout=timedelta(minutes=1), tags=["red"], delay=0.01
+        add,
+        AddInput(2, 3),
+        priority=3,
+        timeout=timedelta(minutes=1),
+        tags=["red"],
+        delay=0.01,
+        concurrency_key="customer",
     )
     return str(task_id)
 

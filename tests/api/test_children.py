@@ -65,6 +65,7 @@ async def test_by_function(make_lilota: MakeLilota) -> None:
     assert (task.name, task.input, task.output) == ("sum", {"a": 2, "b": 3}, {"sum": 5})
     assert (task.priority, task.timeout_seconds, task.tags) == (3, 60.0, ["red"])
     assert (task.max_attempts, task.attempts) == (4, 1)
+    assert task.concurrency_key == "customer"
 
 
 async def test_at_a_time(make_lilota: MakeLilota) -> None:
