@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from lilota_async.errors import StoreError
 from lilota_async.models.values import FINAL_STATUSES, TaskStatus
-from lilota_async.storage.database import Database
+from lilota_async.storage.database import Database, transaction
+from lilota_async.storage.failures import is_conflict
 from lilota_async.storage.reading import by_index, names_of_tasks
 from lilota_async.storage.stores import create_store
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from lilota_async.storage.dialect import Dialect
 
 ROWS_PER_DELETE = 500
+_TRIES = 5  # of a batch that is in conflict with another transaction
 
 
 async def prune(
@@ -59,8 +62,23 @@ async def _delete(database: Database, older_than: float, status: TaskStatus, nam
         "age": -older_than,
         "limit": ROWS_PER_DELETE,
     }
+    for _ in range(_TRIES - 1):
+        try:
+            return await _execute(database, statement, parameters)
+        except StoreError as error:
+            if not is_conflict(error.__cause__ or error):
+                raise
+    return await _execute(database, statement, parameters)
+
+
+async def _execute(database: Database, statement: TextClause, parameters: dict[str, Any]) -> int:
     async with by_index(database) as connection:
-        return int((await connection.execute(statement, parameters)).rowcount)
+        if database.dialect in ("sqlite", "postgresql"):
+            return int((await connection.execute(statement, parameters)).rowcount)
+        # Without the locks between rows that MariaDB takes outside of such a transaction, on
+        # which tasks that come to their end would have to wait.
+        async with transaction(connection):
+            return int((await connection.execute(statement, parameters)).rowcount)
 
 
 def _statement(database: str, dialect: Dialect) -> TextClause:

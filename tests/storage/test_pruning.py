@@ -12,9 +12,10 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.pruning import delete_some, prune
 from lilota_async.storage.queries import Selection, get_tasks
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import Claim, Finish, NewTask
+from lilota_async.storage.writer import Writer
 from tests.storage.plans import reads_whole_table, recording
-from tests.storage.support import claim, insert, new_task, raw
+from tests.storage.support import NODE, claim, insert, new_task, raw
 
 pytestmark = pytest.mark.anyio
 OLD = "'2020-01-01 00:00:00.000000'"
@@ -92,6 +93,33 @@ async def test_two_nodes_at_once(
     while await _left(database):
         deleted += sum(await asyncio.gather(*(prune(database, DAY) for _ in range(4))))
     assert deleted == 200
+
+
+async def test_while_tasks_come_to_their_end(
+    database: Database, store: Store, writer: Writer
+) -> None:
+    """What ends at the same moment is deleted now or next time; neither side fails."""
+    await insert(database, store, [new_task() for _ in range(600)])
+    working = True
+
+    async def work() -> None:
+        nonlocal working
+        request = Claim(node_id=NODE, names=("add",), pids=tuple(range(20)))
+        while claimed := await writer.claim(request):
+            ends = [Finish(attempt=each.attempt, status=TaskStatus.COMPLETED) for each in claimed]
+            assert all(await asyncio.gather(*map(writer.finish, ends)))
+        working = False
+
+    async def delete() -> int:
+        deleted = 0
+        while working:
+            deleted += await prune(database, 0.0, names=["add"])
+        return deleted
+
+    async with asyncio.timeout(60.0):
+        _, one, other = await asyncio.gather(work(), delete(), delete())
+    assert one + other + await prune(database, 0.0) == 600
+    assert await _left(database) == set()
 
 
 async def test_a_key_that_is_taken_keeps_its_row(database: Database, store: Store) -> None:
