@@ -9,6 +9,7 @@ the writer commits that.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
 MIN_LEASE_SECONDS = 1.0
+MAPPED_CLASSES = "lilota_async.models.tables"  # which load SQLAlchemy
 Out = TypeVar("Out")
 
 
@@ -145,6 +147,7 @@ class Lilota(Registration):
             max_pending=checked_bound("max_pending", max_pending),
             retention=checked_retention(retention),
             start_method=start_method,
+            preload=(MAPPED_CLASSES,) if MAPPED_CLASSES in sys.modules else (),
         )
         self._lease_seconds = self._options.lease_seconds
         self._stop_timeout = checked_duration("stop_timeout", stop_timeout)

@@ -60,9 +60,8 @@ from lilota_async.storage.writer import Writer
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-# The fork server imports them once for all task processes, which load the same modules as the
-# application's own module does.
-PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core", "lilota_async.models.tables")
+# The fork server imports them once for all task processes.
+PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core")
 
 
 class Node:
@@ -85,6 +84,7 @@ class Node:
             self.store,
             on_due=lambda: self.dispatcher.look(),
             on_cancelled=lambda *end: self.dispatcher.running.tell(*end),
+            is_notified=self._is_notified,
         )
         self.dispatcher = Dispatcher(
             DispatcherSettings(
@@ -360,7 +360,7 @@ class Node:
                 options.processes,
                 on_idle,
                 start_method=options.start_method,
-                preload=PRELOAD,
+                preload=(*PRELOAD, *options.preload),
                 recycling=Recycling(
                     calls=options.recycle_after or None,
                     growth_bytes=options.recycle_growth_bytes,

@@ -203,3 +203,5 @@ class NodeOptions:
     max_pending: int | None
     retention: Mapping[TaskStatus, float | None]
     start_method: StartMethod | None
+    preload: tuple[str, ...] = ()
+    """Modules that the application's own module has loaded, as task processes will."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0  # at all that wait
 IDLE_SECONDS = 5.0  # whether any do
+NOTIFIED_IDLE_SECONDS = 60.0  # the same, while the database tells
 REST = 10.0  # times what a look took
 HELD_SECONDS = 0.02  # until what another node held is free
 ROUNDS = 5  # in one transaction
@@ -42,12 +43,14 @@ class Dependencies:
         *,
         on_due: Callable[[], None],
         on_cancelled: Callable[[TaskId[Any], TaskStatus], None],
+        is_notified: Callable[[], bool],
     ) -> None:
         self._writer = writer
         self._store = store
         self._rows = store.dependencies
         self._on_due = on_due
         self._on_cancelled = on_cancelled
+        self._is_notified = is_notified
         self._ended: list[UUID] = []
         self._released: asyncio.Future[None] | None = None
         self._wake = asyncio.Event()
@@ -136,9 +139,9 @@ class Dependencies:
         loop = asyncio.get_running_loop()
         before = loop.time()
         self._looks_at_all = False
-        self.in_use = await self._writer.execute(self._rows.exist)
+        self.in_use = await self._writer.execute(self._rows.exist, is_one_statement=True)
         if not self.in_use:
-            self._rest(IDLE_SECONDS)
+            self._rest(NOTIFIED_IDLE_SECONDS if self._is_notified() else IDLE_SECONDS)
             return
         await self._release(None)
         self._rest(max(LOOK_SECONDS, REST * (loop.time() - before)))

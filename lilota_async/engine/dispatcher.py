@@ -27,7 +27,7 @@ from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
-NOTIFIED_POLL_SECONDS = 30.0  # the safety net, while the database tells
+NOTIFIED_POLL_SECONDS = 60.0  # the safety net, while the database tells
 CLOCK_GRAIN_SECONDS = 0.002
 CONTENDED_SECONDS = 0.05  # after a claim of rows that somebody else held
 RETRY_SECONDS = 0.5  # after a claim that failed
