@@ -56,12 +56,14 @@ class Misfit(ValueError):
     """A value does not fit.
 
     `field` is the place (`$.a[0]`, or `$` for the whole), `reason` what is wrong, in one
-    clause of at most a few hundred printable characters.
+    clause of at most a few hundred printable characters. `others` are further places with
+    their reasons, where the model tells of more than one.
     """
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, others: tuple[tuple[str, str], ...] = ()) -> None:
         self.field = field
         self.reason = reason
+        self.others = others
         super().__init__(f"{field}: {reason}")
 
 
@@ -363,7 +365,8 @@ def _misfit(error: Exception) -> Misfit:
         details = cast("Any", error).errors(
             include_url=False, include_input=False, include_context=False
         )
-        return Misfit(_format(details[0]["loc"]), _clause(details[0]["msg"]))
+        first, *others = [(_format(each["loc"]), _clause(each["msg"])) for each in details[:50]]
+        return Misfit(*first, tuple(others))
     except Exception:
         return Misfit("$", _text_of(error))
 

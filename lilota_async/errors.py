@@ -91,12 +91,22 @@ class InvalidInput(LilotaError, ValueError):
 
     `task` is the task's name, `field` the place in the input (`$.a[0]`, or `$` for the
     whole), `reason` what is wrong with it, `index` which of the inputs of schedule_many() it is.
+    `reasons` has all places with their reasons, of which a pydantic model tells at once.
     """
 
-    def __init__(self, task: str, field: str, reason: str, *, index: int | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        field: str,
+        reason: str,
+        *,
+        others: tuple[tuple[str, str], ...] = (),
+        index: int | None = None,
+    ) -> None:
         self.task = task
         self.field = field
         self.reason = reason
+        self.reasons = ((field, reason), *others)
         self.index = index
         which = "input" if index is None else f"input [{index}]"
         super().__init__(f"The {which} of task {task!r} does not fit at {field}: {reason}")

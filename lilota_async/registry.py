@@ -139,7 +139,7 @@ class RegisteredTask:
             reason = misfit.reason
             if value is None:
                 reason = f"the task needs an input, and none was given ({reason})"
-            raise InvalidInput(self.name, misfit.field, reason) from None
+            raise InvalidInput(self.name, misfit.field, reason, others=misfit.others) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

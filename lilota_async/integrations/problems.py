@@ -49,7 +49,11 @@ def unavailable(error: LilotaError) -> Unavailable | None:
 
 def invalid_input(error: InvalidInput) -> list[dict[str, Any]]:
     """The reasons in the form that FastAPI gives them."""
-    steps = [
-        int(index) if index else field for field, index in _STEP.findall(error.field.lstrip("$"))
+    return [
+        {"loc": ["body", *_steps(field)], "msg": reason, "type": "invalid_input"}
+        for field, reason in error.reasons
     ]
-    return [{"loc": ["body", *steps], "msg": error.reason, "type": "invalid_input"}]
+
+
+def _steps(field: str) -> list[int | str]:
+    return [int(index) if index else name for name, index in _STEP.findall(field.lstrip("$"))]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from lilota_async import TaskProgress
 
 
@@ -15,6 +17,16 @@ class Order:
     amount: int
     secret: str = ""
     lines: list[int] = field(default_factory=list)
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+    emails: list[str] = []
+
+
+def greet(person: Person) -> str:
+    return f"Hello {person.name}"
 
 
 def bill(order: Order) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lilota_async.integrations.fastapi import router as fastapi_router
 from lilota_async.integrations.starlette import router as starlette_router
 from tests.api.support import MakeLilota
 from tests.web.support import DEADLINE, client_of
-from tests.web.tasks import add, bill, fail, wait_for_mark
+from tests.web.tasks import add, bill, fail, greet, wait_for_mark
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 NOWHERE = "01939e4a-7d1c-7000-8000-000000000000"
@@ -100,6 +100,18 @@ async def test_input_that_does_not_fit(client: httpx.AsyncClient, lilota: Lilota
     form = await client.post("/tasks/add", content=b"1", headers={"content-type": "text/plain"})
     assert form.status_code == 415
     assert await lilota.get_all_tasks() == []
+
+
+async def test_every_reason_is_told(make_lilota: MakeLilota, mount: Mount) -> None:
+    """A pydantic model says all that is wrong, and each place is in the answer."""
+    lilota = make_lilota(number_of_processes=0)
+    lilota.register(public=True)(greet)
+    async with lilota, client_of(mount(lilota)) as client:
+        answer = await client.post("/tasks/greet", json={"age": "old", "emails": ["a", 3]})
+    assert answer.status_code == 422
+    places = [reason["loc"] for reason in answer.json()["detail"]]
+    assert places == [["body", "name"], ["body", "age"], ["body", "emails", 1]]
+    assert all(reason["msg"] for reason in answer.json()["detail"])
 
 
 async def test_only_public_names_are_scheduled(client: httpx.AsyncClient) -> None:
