@@ -4,11 +4,8 @@ Every node computes the same ticks, and the same id for each, so that the databa
 decides who writes the row. All times are aware and UTC; only the fields of a cron expression are
 read in its own timezone.
 
-| catch_up | at the start of a node | while it runs |
-| --- | --- | --- |
-| `all` | every tick since the last that was taken care of | every tick |
-| `one` | the latest of those | the latest that is due |
-| `skip` | none of those | the latest that is due, unless it is a minute late |
+While a node runs, every tick counts, a few seconds late or not. Those that were missed, because no
+node ran before this one or all stood still for longer, are passed over as the task wants it.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, TaskId, checked_duration
 
 CatchUp = Literal["skip", "one", "all"]
-LATE = timedelta(minutes=1)
+LATE = timedelta(seconds=10)  # from then on a tick was missed
 LONGEST_CHANGE = timedelta(hours=3)  # of a timezone's offset
 SHORTEST_SECONDS = 0.1
 LONGEST_EXPRESSION = 150
@@ -95,19 +92,22 @@ class Periodic:
     catch_up: CatchUp
 
     def due(self, after: datetime, now: datetime, limit: int) -> list[datetime]:
-        """The ticks to run of those after `after` that are not after `now`; at most `limit`."""
+        """The ticks after `after` that are not after `now`: the first ones, at most `limit`."""
+        ticks: list[datetime] = []
+        for tick in self.rhythm.after(after):
+            if tick > now or len(ticks) == limit:
+                break
+            ticks.append(tick)
+        return ticks
+
+    def pass_over(self, after: datetime, now: datetime) -> datetime:
+        """From when on ticks count, when those between `after` and `now` were missed."""
         if self.catch_up == "all":
-            ticks: list[datetime] = []
-            for tick in self.rhythm.after(after):
-                if tick > now or len(ticks) == limit:
-                    break
-                ticks.append(tick)
-            return ticks
+            return after
+        if self.catch_up == "skip":
+            return max(after, now)
         latest = self.rhythm.latest(now)
-        if latest is None or latest <= after:
-            return []
-        is_too_late = self.catch_up == "skip" and now - latest > LATE
-        return [] if is_too_late else [latest]
+        return after if latest is None else max(after, latest - _MICROSECOND)
 
     def next(self, after: datetime) -> datetime | None:
         """The first tick after `after`; None when there is none for fifty years."""

@@ -22,7 +22,7 @@ from lilota_async.storage.schedules import Schedules
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import NewTask
 from lilota_async.storage.writer import Writer
-from lilota_async.ticks import Periodic, tick_id
+from lilota_async.ticks import LATE, Periodic, tick_id
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -83,9 +83,8 @@ class PeriodicTasks:
         now = await self._store.clock(c)
         for schedule in self._schedules:
             until = await self._rows.begin(c, schedule.task.name, schedule.rhythm, now)
-            # What nobody was there for is skipped by this node, and left to those that were.
-            skips = schedule.periodic.catch_up == "skip"
-            schedule.handled = now if skips else until
+            # What this node passes over is left to those that were there.
+            schedule.handled = schedule.periodic.pass_over(until, now)
             schedule.next = schedule.periodic.next(schedule.handled)
 
     async def _run(self) -> None:
@@ -131,6 +130,8 @@ class PeriodicTasks:
                 continue
             assert schedule.handled is not None
             after = max(until, schedule.handled)
+            if now - schedule.next > LATE:
+                after = schedule.periodic.pass_over(after, now)
             ticks = schedule.periodic.due(after, now, TICKS_AT_ONCE)
             if ticks:
                 await self._store.insert(c, [_new_task(schedule.task, tick) for tick in ticks])
@@ -153,5 +154,6 @@ def _new_task(task: RegisteredTask, tick: datetime) -> NewTask:
         priority=task.settings.priority,
         max_attempts=task.settings.retry.max_attempts,
         timeout_seconds=task.settings.timeout_seconds,
+        run_at=tick,
         nominal_time=tick,
     )

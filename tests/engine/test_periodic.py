@@ -118,6 +118,26 @@ async def test_after_downtime(cluster: Cluster, catch_up: str, expected: list[in
     assert await cluster.ticks() == minutes(*expected, 61)
 
 
+@pytest.mark.parametrize(
+    ("catch_up", "expected"), [("skip", []), ("one", [60]), ("all", list(range(1, 61)))]
+)
+async def test_after_a_standstill(cluster: Cluster, catch_up: str, expected: list[int]) -> None:
+    """A node that was there, but could not do anything for an hour, does the same."""
+    node = await cluster.node(catch_up=catch_up)
+    cluster.now = START + 60.5 * MINUTE
+    await cluster.look(node)
+    assert await cluster.ticks() == minutes(*expected)
+
+
+@pytest.mark.parametrize("catch_up", ["skip", "one", "all"])
+async def test_a_few_seconds_late(cluster: Cluster, catch_up: str) -> None:
+    """A node that is busy for some seconds leaves no tick out."""
+    node = await cluster.node(catch_up=catch_up, every=1.0)
+    cluster.now = START + timedelta(seconds=5.5)
+    await cluster.look(node)
+    assert await cluster.ticks() == minutes(*(second / 60 for second in range(1, 6)))
+
+
 async def test_nothing_was_missed_before_the_first_start(cluster: Cluster) -> None:
     """A task that is new has no past, whatever it does about missed ticks."""
     node = await cluster.node(catch_up="all")
