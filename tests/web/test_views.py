@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from lilota_async import Lilota, Task, TaskStatus
-from lilota_async.integrations.dashboard import views
+from lilota_async.integrations import allow_all
+from lilota_async.integrations.dashboard import dashboard, views
 from lilota_async.integrations.dashboard.formatting import (
     LONGEST_JSON,
     count,
@@ -22,6 +24,9 @@ from lilota_async.integrations.payloads import REDACTED, Redaction, masked
 from lilota_async.registry import Settings
 from lilota_async.storage.history import History
 from lilota_async.ticks import Every, Periodic
+from tests.api.support import MakeLilota
+from tests.web.support import client_of
+from tests.web.tasks import add, fail
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
@@ -148,3 +153,18 @@ def test_redaction() -> None:
     assert everything.value(None) is None
     assert Redaction(None).value(payload) == payload
     assert Lilota().settings_of("nothing") is None
+
+
+async def test_paused_and_held_tasks(make_lilota: MakeLilota) -> None:
+    """What is paused and waits is told, and what waits for others has no time to be due at."""
+    lilota = make_lilota(add, fail)
+    async with lilota, client_of(dashboard(lilota, authorize=allow_all)) as client:
+        await lilota.pause(add)
+        first = await lilota.schedule(add, 1)
+        held = await lilota.schedule(fail, "x", after=[first])
+        page = html.unescape((await client.get("/")).text)
+        assert "“add” is paused, and 1 wait." in page
+        assert 'class="badge pending">paused' in page
+        for path in ("/tasks?name=fail", f"/tasks/{held}"):
+            assert "waits for other tasks" in (await client.get(path)).text
+        await lilota.resume(add)

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from lilota_async.storage.dependencies import BLOCKED
+
 LONGEST_JSON = 100_000
 NOTHING = "\u2013"
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -84,7 +86,14 @@ def texts(value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else []
 
 
+def is_held(task: Any) -> bool:
+    """Whether the task waits for others to end, and has no time yet to be due at."""
+    held: bool = task.run_at >= BLOCKED
+    return held
+
+
 FILTERS = {
+    "is_held": is_held,
     "texts": texts,
     "duration": duration,
     "count": count,

@@ -102,6 +102,11 @@ def findings(overview: Overview, hours: int, groups: Sequence[FailureGroup]) -> 
         found.append(_own_trouble(overview))
     found += _failing(overview.history, hours, groups)
     for each in stats.names.values():
+        if each.paused and each.pending:
+            text = f"“{each.name}” is paused, and {count(each.pending)} wait."
+            query = {"name": each.name, "status": "pending"}
+            found.append(Finding(level="warning", text=text, query=query))
+            continue
         wait = each.oldest_pending_seconds or 0.0
         if wait > LONG_WAIT_SECONDS and each.name not in stats.unclaimable:
             text = f"{count(each.due)} of “{each.name}” are due, the oldest for {duration(wait)}."
