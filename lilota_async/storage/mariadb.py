@@ -71,7 +71,8 @@ class MariadbStore(RowStore):
         super().__init__(MariadbDialect())
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        tasks = in_order_of_keys(tasks)
+        if any(task.unique_key is not None for task in tasks):
+            tasks = in_order_of_keys(tasks)
         for chunk in _chunks(tasks):
             statement = _INSERT + ", ".join([_INSERT_ROW] * len(chunk)) + _INSERT_END
             values = [value for task in chunk for value in self._values(task)]

@@ -251,7 +251,10 @@ class PostgresqlStore(Store):
         super().__init__(PostgresqlDialect())
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        tasks = in_order_of_keys(tasks)
+        # Most batches have no keys at all: then there is nothing to read of each task.
+        is_keyed = any(task.unique_key is not None for task in tasks)
+        tasks = in_order_of_keys(tasks) if is_keyed else tasks
+        none = [None] * len(tasks)
         result = await c.execute(
             _INSERT,
             _short(
@@ -264,8 +267,10 @@ class PostgresqlStore(Store):
                 max_attempts=[task.max_attempts for task in tasks],
                 timeout=[_float(task.timeout_seconds) for task in tasks],
                 tags=[task.tags for task in tasks],
-                unique_key=[task.unique_key for task in tasks],
-                unique_seconds=[_float(task.unique_seconds) for task in tasks],
+                unique_key=[task.unique_key for task in tasks] if is_keyed else none,
+                unique_seconds=(
+                    [_float(task.unique_seconds) for task in tasks] if is_keyed else none
+                ),
                 concurrency_key=[task.concurrency_key for task in tasks],
                 node_id=[task.node_id for task in tasks],
                 pid=[task.pid for task in tasks],
@@ -273,11 +278,19 @@ class PostgresqlStore(Store):
             )
             | {
                 "announced": self.has_listeners,
-                "origin": self.origin if all(map(is_plain, tasks)) else self.origin + LOOK,
+                "origin": self._origin_of(tasks),
             },
         )
+        if not is_keyed:
+            return set()
         keyed = set(result.one().keyed)
         return {task.id for task in tasks if task.unique_key is not None and task.id not in keyed}
+
+    def _origin_of(self, tasks: Sequence[NewTask]) -> str:
+        """What those who hear of the rows are told."""
+        if self.has_listeners and not all(map(is_plain, tasks)):
+            return self.origin + LOOK
+        return self.origin
 
     async def renew(self, c: AsyncConnection, node_id: UUID, names: Sequence[str]) -> Renewal:
         rows = (await c.execute(_RENEW, {"id": node_id, "names": list(names)})).all()

@@ -76,7 +76,7 @@ class SqliteStore(RowStore):
                     "name": task.name,
                     "priority": task.priority,
                     "delay": float(task.delay_seconds),
-                    "run_at": self.dialect.time(task.run_at),
+                    "run_at": None if task.run_at is None else self.dialect.time(task.run_at),
                     "input": task.input,
                     "max_attempts": task.max_attempts,
                     "timeout": task.timeout_seconds,

@@ -240,8 +240,6 @@ def _appended(failures: str | None, exception: str | None, attempt: int) -> str 
 
 def in_order_of_keys(tasks: Sequence[NewTask]) -> Sequence[NewTask]:
     """The same order of locks in every batch, so that two of them do not wait for each other."""
-    if all(task.unique_key is None for task in tasks):
-        return tasks
     return sorted(tasks, key=lambda task: (task.name, task.unique_key or ""))
 
 
