@@ -235,22 +235,19 @@ class Dispatcher:
         self._looks_ahead = False
         self.limits.begin_look()
         try:
-            seconds, (keyed, paused) = await self._writer.execute(self._look, is_one_statement=True)
+            (seconds, has_just_become_due), (keyed, paused) = await self._writer.execute(
+                self._look, is_one_statement=True
+            )
         except StoreError:
             self._looks_ahead = True
             return
-        if self.limits.note(keyed, paused):
-            self.wake()
-        if seconds is None:
-            return
-        if seconds > 0:
+        if seconds is not None:
             self._expect(seconds)
-            return
-        self._looks_ahead = True  # after the next claim, for what comes after it
-        if not self._may_be_more:  # it has become due since the last one
-            self._alarm.set(CLOCK_GRAIN_SECONDS)
+        may_start_more = self.limits.note(keyed, paused)
+        if may_start_more or (has_just_become_due and not self._may_be_more):
+            self.wake()  # the claim that came before the look has not seen it
 
-    async def _look(self, c: Any) -> tuple[float | None, tuple[frozenset[str], frozenset[str]]]:
+    async def _look(self, c: Any) -> Any:
         names = [name for name in self._registry if not self.limits.is_paused(name)]
         return await self._store.seconds_to_next(c, names), await self._store.limits.in_use(c)
 

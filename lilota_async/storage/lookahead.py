@@ -43,9 +43,13 @@ def next_due(dialect: Dialect) -> TextualSelect:
         )
         SELECT {dialect.now} AS now, MIN((
             SELECT run_at {pending} {one_lane} AND priority = levels.priority
+                AND run_at > {dialect.now}
+            ORDER BY run_at LIMIT 1)) AS due, MAX((
+            SELECT run_at {pending} {one_lane} AND priority = levels.priority
                 AND run_at > {dialect.later(str(-LOOK_BACK_SECONDS))}
-            ORDER BY run_at LIMIT 1)) AS due
+                AND run_at <= {dialect.now}
+            ORDER BY run_at LIMIT 1)) AS just_due
         FROM levels WHERE levels.priority IS NOT NULL""")
         .bindparams(bindparam("names", expanding=True))
-        .columns(due=UtcDateTime, now=UtcDateTime)
+        .columns(due=UtcDateTime, just_due=UtcDateTime, now=UtcDateTime)
     )

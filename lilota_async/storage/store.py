@@ -143,13 +143,16 @@ class Store(LeaseStore):
             raise TaskIsRunning(task_id)
         return False
 
-    async def seconds_to_next(self, c: AsyncConnection, names: Sequence[str]) -> float | None:
-        """Seconds until the next task of these names becomes due; None without one.
+    async def seconds_to_next(
+        self, c: AsyncConnection, names: Sequence[str]
+    ) -> tuple[float | None, bool]:
+        """Seconds until the next task of these names becomes due, None without one; and
 
-        0 or less when one has become due within the last LOOK_BACK_SECONDS, and is pending.
+        whether one has just become due, which a claim that came before has not seen.
         """
         row = (await c.execute(self._next_due, {"names": list(names)})).one()
-        return None if row.due is None else float((row.due - row.now).total_seconds())
+        seconds = None if row.due is None else float((row.due - row.now).total_seconds())
+        return seconds, row.just_due is not None
 
     async def announce(self, c: AsyncConnection) -> None:
         """Tell the other nodes that there is something new, where the database can."""

@@ -131,7 +131,7 @@ async def test_many_for_later(make_lilota: MakeLilota, without_polling: None) ->
         ids += await lilota.schedule_many(echo, range(30), run_at=at)
         tasks = await finished(lilota, ids)
     assert min(lateness(task) for task in tasks) >= 0
-    assert {task.run_at for task in tasks[30:]} == {at}
+    assert min(task.run_at for task in tasks[30:]) == at  # what is put back is due from then on
 
 
 async def test_a_delayed_task_leaves_slots_alone(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from lilota_async.models import TaskStatus
 from lilota_async.models.rates import Rate
@@ -268,3 +270,22 @@ async def _backlog(database: Database, many: int) -> None:
         f" ELSE 'other' END, 'pending', 5, {early}, {early}, 0, 0, 1, 0,"
         f" CASE WHEN n % 2 = 1 THEN 'busy' END FROM ({numbers}) AS numbers",
     )
+
+
+async def test_the_claim_goes_by_the_index_of_names(database: Database, store: Store) -> None:
+    """Rows are read in the order of the index, and neither sorted nor searched through."""
+    if database.dialect != "postgresql":
+        pytest.skip("SQLite and MariaDB are told the index")
+    await _backlog(database, 5_000)
+    statement = text(f"EXPLAIN (ANALYZE) {store.limits.first_statement(2)}")
+    parameters: dict[str, Any] = {"created_before": None}
+    for number, name in enumerate(("add", "other")):
+        parameters |= {f"name_{number}": name, f"keyed_{number}": False, f"limit_{number}": 3}
+    async with transacting(database) as c:
+        await store.prepare(c)  # a reserved connection's, which is dropped after the test
+        plan = await c.execute(statement, {**parameters, "now": await store.clock(c)})
+        lines = "\n".join(row[0] for row in plan.all())
+    assert lines.count("ix_lilota_task_pending_name") == 2
+    assert "Seq Scan on lilota_task" not in lines
+    assert "Sort" not in lines
+    assert max(map(int, re.findall(r"rows=(\d+) loops", lines))) <= 6
