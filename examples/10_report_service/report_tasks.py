@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lilota_async import Lilota, TaskProgress
 
 lilota = Lilota(db_url=os.environ.get("LILOTA_DB_URL"))
-STEP_SECONDS = 0.25
+STEP_SECONDS = float(os.environ.get("STEP_SECONDS", "0.25"))
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
-from lilota_async.integrations.authorization import Authorize
+from lilota_async.integrations.authorization import Authorize, allow_all
+from lilota_async.integrations.dashboard import dashboard
 from lilota_async.integrations.endpoints import (
     LONGEST_WAIT_SECONDS,
     MOST_PAGE_ROWS,
@@ -26,6 +27,8 @@ from lilota_async.models.values import Duration, TaskStatus
 
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
+
+__all__ = ["allow_all", "dashboard", "router"]
 
 
 class ScheduledTask(BaseModel):

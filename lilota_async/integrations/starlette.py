@@ -1,4 +1,4 @@
-"""The router as a Starlette application, to be mounted."""
+"""The router as a Starlette application, to be mounted; the dashboard is another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from lilota_async.integrations.authorization import Authorize
+from lilota_async.integrations.authorization import Authorize, allow_all
+from lilota_async.integrations.dashboard import dashboard
 from lilota_async.integrations.endpoints import Endpoints, Tags, answering
 from lilota_async.integrations.streams import HEARTBEAT_SECONDS
 from lilota_async.models.values import Duration
 
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
+
+__all__ = ["allow_all", "dashboard", "router"]
 
 
 def router(

@@ -51,6 +51,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    expect.set_options(timeout=MILLISECONDS)
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
@@ -134,12 +135,18 @@ def test_the_story_of_a_report(browser: Browser, tmp_path: Path) -> None:
     """A sample becomes a chart before one's eyes; another is cancelled; the dashboard tells."""
     port = free_port()
     command = [str(ROOT / "examples" / "10_report_service" / "app.py")]
-    with serving(command, tmp_path, port) as server, open_page(browser, base_of(server)) as page:
+    slowly = {"STEP_SECONDS": "0.5"}
+    with (
+        serving(command, tmp_path, port, slowly) as server,
+        open_page(browser, base_of(server)) as page,
+    ):
         page.goto("/")
         page.get_by_role("button", name="Use a sample").click()
-        expect(page.locator("#log")).to_contain_text("2025-02: ")
-        moving = page.locator("#progress").evaluate("bar => bar.value")
-        assert 0 < moving < 100
+        page.wait_for_function(
+            "document.getElementById('progress').value > 0"
+            " && document.getElementById('progress').value < 100"
+            " && document.getElementById('log').textContent.includes('2025-02: ')"
+        )
         expect(page.locator("#status")).to_have_text("completed")
         assert page.locator("#log").inner_text().count("2025-03: ") == 1
         expect(page.locator("#chart")).to_be_visible()
