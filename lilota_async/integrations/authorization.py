@@ -19,8 +19,9 @@ Action: TypeAlias = Literal[
     "list", "read", "result", "events", "schedule", "cancel", "retry", "delete", "payloads"
 ]
 """What somebody wants to do. `list` is asked once without a task, then for each that would be
-shown; `schedule` has the task's name in `request.path_params["name"]`; `payloads` is to see
-input, output and checkpoint in the dashboard."""
+shown, which has been read without its payloads: go by its name and tags. `schedule` has the task's
+name in `request.path_params["name"]`. `payloads` is to see input, output and checkpoint in the
+dashboard."""
 
 Authorize: TypeAlias = Callable[[Request, Any, Any], bool | Awaitable[bool]]
 """`(request, action, task)`; `task` is None for `list` as a whole, for `schedule`, and for an id
