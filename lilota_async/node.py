@@ -249,7 +249,9 @@ class Node:
             await self.insert([task])
         else:
             # A row that says running must get to its slot, whatever becomes of the caller.
-            await asyncio.shield(self._insert_running(task, place))
+            refused = await asyncio.shield(self._insert_running(task, place))
+            if task.id in refused:  # paused, of which this node has not heard yet
+                await self.insert([task])
 
     async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
         """Write new rows in a transaction of the application's; they run once it commits."""
@@ -317,6 +319,8 @@ class Node:
         def begin(inserted: asyncio.Future[set[TaskId[Any]]]) -> None:
             if inserted.cancelled() or inserted.exception() is not None:
                 self.dispatcher.give_up(place)
+            elif task.id in inserted.result():
+                self.dispatcher.leave(place)
             else:
                 self.dispatcher.begin(as_claimed(running), place)
             self._inserting -= 1

@@ -12,8 +12,7 @@ class Pausing(Tasks):
     async def pause(self, name: str | TaskFunction | None = None) -> None:
         """Let no more tasks of this name start, on any node, or none at all; what runs goes on.
 
-        Kept in the database until `resume()`. Effective at once on this node, and on others as
-        soon as they hear of it: by a notification on PostgreSQL, else within a second. Raises
+        Kept in the database until `resume()`, and effective everywhere when this returns. Raises
         NotRunning.
 
         Example:

@@ -156,6 +156,11 @@ class Dispatcher:
         if self._claim_in_doubt:
             self.wake()
 
+    def leave(self, place: Place) -> None:
+        """The task was not inserted, since there is a pause."""
+        self._places.give_back(place)
+        self.look()
+
     def give_up(self, place: Place) -> None:
         """The task was not inserted, as far as is known."""
         self._places.give_back(place)

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 # Of no row: the database looks once for each statement.
-_PAUSED = "(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
+PAUSED = "(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
 
 
 class Dialect:
@@ -32,7 +32,7 @@ class Dialect:
     pending_key_table: str = "lilota_task"
     is_pending_keyed: str = "status = 'pending' AND concurrency_key IS NOT NULL"
     on_known_limit: str = "ON CONFLICT DO NOTHING"
-    is_not_paused: str = f"name NOT IN {_PAUSED} AND '' NOT IN {_PAUSED}"
+    is_not_paused: str = f"name NOT IN {PAUSED} AND '' NOT IN {PAUSED}"
     holds_key: str = """unique_key = :key
         AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
 

@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
+
 from lilota_async.models.values import TaskId
+from lilota_async.storage.dialect import PAUSED
+from lilota_async.storage.limited import ALL
 from lilota_async.storage.rows import RowDialect, RowStore
 from lilota_async.storage.store import in_order_of_keys
 from lilota_async.storage.transitions import NewTask
@@ -30,6 +34,7 @@ _INSERT_END = " ON DUPLICATE KEY UPDATE id = lilota_task.id"
 # Well within the default max_allowed_packet of 16 MB, with every character escaped.
 _STATEMENT_CHARACTERS = 4_000_000
 _STATEMENT_ROWS = 500
+_READ_PAUSED = text(PAUSED.strip("()"))
 
 
 class MariadbDialect(RowDialect):
@@ -71,13 +76,18 @@ class MariadbStore(RowStore):
         super().__init__(MariadbDialect())
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        held: set[TaskId[Any]] = set()
         if any(task.unique_key is not None for task in tasks):
             tasks = in_order_of_keys(tasks)
+        if any(task.node_id is not None for task in tasks):
+            paused = set((await c.execute(_READ_PAUSED)).scalars())
+            held = {task.id for task in tasks if task.node_id and paused & {task.name, ALL}}
+            tasks = [task for task in tasks if task.id not in held]
         for chunk in _chunks(tasks):
             statement = _INSERT + ", ".join([_INSERT_ROW] * len(chunk)) + _INSERT_END
             values = [value for task in chunk for value in self._values(task)]
             await c.exec_driver_sql(statement, tuple(values))
-        return await self._refused(c, tasks)
+        return held | await self._refused(c, tasks)
 
     def _values(self, task: NewTask) -> tuple[Any, ...]:
         owner = self._owner(task)

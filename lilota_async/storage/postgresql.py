@@ -85,9 +85,11 @@ FROM {
         nominal_time="timestamptz",
     )
 }
+WHERE node_id IS NULL OR ({_NOT_PAUSED})
 ON CONFLICT DO NOTHING
 RETURNING id, unique_key)
-SELECT ARRAY(SELECT id FROM inserted WHERE unique_key IS NOT NULL) AS keyed, (
+SELECT ARRAY(SELECT id FROM inserted WHERE unique_key IS NOT NULL) AS keyed,
+    (SELECT COUNT(*) FROM inserted) AS written, (
     SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))
     WHERE CAST(:announced AS boolean) AND EXISTS (SELECT 1 FROM inserted))""")
 
@@ -281,10 +283,14 @@ class PostgresqlStore(Store):
                 "origin": self._origin_of(tasks),
             },
         )
+        row = result.one()
+        paused = await self._not_begun(c, tasks) if row.written < len(tasks) else set()
         if not is_keyed:
-            return set()
-        keyed = set(result.one().keyed)
-        return {task.id for task in tasks if task.unique_key is not None and task.id not in keyed}
+            return paused
+        keyed = set(row.keyed)
+        return paused | {
+            task.id for task in tasks if task.unique_key is not None and task.id not in keyed
+        }
 
     def _origin_of(self, tasks: Sequence[NewTask]) -> str:
         """What those who hear of the rows are told."""

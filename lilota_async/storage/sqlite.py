@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from lilota_async.models.values import TaskId
+from lilota_async.storage.dialect import PAUSED
 from lilota_async.storage.rows import RowDialect, RowStore
 from lilota_async.storage.transitions import NewTask
 
@@ -59,16 +60,17 @@ class SqliteStore(RowStore):
                 progress_percentage, input, attempts, max_attempts, interruptions,
                 timeout_seconds, tags, unique_key, unique_until, concurrency_key, locked_by, pid,
                 start_date_time, nominal_time)
-            VALUES (:id, :name, :status, :priority, {dialect.now},
+            SELECT :id, :name, :status, :priority, {dialect.now},
                 COALESCE(:run_at, {dialect.later(":delay")}),
                 0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :unique_key,
                 CASE WHEN :unique_seconds IS NOT NULL THEN {dialect.later(":unique_seconds")} END,
                 :concurrency_key, :node, :pid,
-                CASE WHEN :node IS NOT NULL THEN {dialect.now} END, :nominal_time)
+                CASE WHEN :node IS NOT NULL THEN {dialect.now} END, :nominal_time
+            WHERE :node IS NULL OR (:name NOT IN {PAUSED} AND '' NOT IN {PAUSED})
             ON CONFLICT DO NOTHING""")
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        await c.execute(
+        written = await c.execute(
             self._insert,
             [
                 {
@@ -90,4 +92,7 @@ class SqliteStore(RowStore):
                 for task in tasks
             ],
         )
-        return await self._refused(c, tasks)
+        refused = await self._refused(c, tasks)
+        if written.rowcount < len(tasks):
+            refused |= await self._not_begun(c, tasks)
+        return refused

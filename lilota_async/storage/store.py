@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 from lilota_async.errors import TaskIsRunning
-from lilota_async.models.types import UtcDateTime
+from lilota_async.models.types import TaskIdType, UtcDateTime
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.dependencies import DependencyRows
 from lilota_async.storage.dialect import Dialect
@@ -60,6 +60,11 @@ class Store(LeaseStore):
         self._next_due = next_due(dialect)
         self.unique_keys = UniqueKeys(self)
         self.limits = Limits(self)
+        self._ids = (
+            text("SELECT id FROM lilota_task WHERE id IN :ids")
+            .bindparams(bindparam("ids", expanding=True, type_=TaskIdType))
+            .columns(id=TaskIdType)
+        )
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
 
     async def prepare(self, c: AsyncConnection) -> None:
@@ -70,8 +75,16 @@ class Store(LeaseStore):
         """nothing -> pending, or running where the task has a node already.
 
         An id that has a row is left as it is. Returns the tasks that were not inserted because
-        another has their unique key; on PostgreSQL, if they have a key, because of their id too.
+        another has their unique key (on PostgreSQL, if they have a key, because of their id too),
+        or because they were to run at once and are paused.
         """
+
+    async def _not_begun(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
+        """Those that were to run at once and have no row."""
+        running = {task.id for task in tasks if task.node_id is not None}
+        if not running:
+            return running
+        return running - set((await c.execute(self._ids, {"ids": list(running)})).scalars())
 
     @abstractmethod
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:

@@ -168,6 +168,25 @@ async def test_pause_and_resume(
         await finished(lilota, [waiting, keyed])
 
 
+@pytest.mark.parametrize("everything", [False, True])
+async def test_a_pause_holds_elsewhere_at_once(
+    make_lilota: MakeLilota, database_url: str, without_polling: None, everything: bool
+) -> None:
+    """A node that has not heard of it yet starts nothing either, and lets others run."""
+    first, second = (make_lilota(echo, nothing, db_url=database_url) for _ in range(2))
+    async with first, second:
+        await second.result(await second.schedule(echo, 0), DEADLINE)
+        await second.result(await second.schedule(echo, 0), DEADLINE)
+        await first.pause(None if everything else echo)
+        ids = [await second.schedule(echo, 1), *(await second.schedule_many(echo, [2, 3]))]
+        if not everything:
+            await finished(second, [await second.schedule(nothing)])
+        await asyncio.sleep(0.2)
+        assert [(await row(first, each)).status for each in ids] == ["pending"] * 3
+        await second.resume(None if everything else echo)
+        await finished(second, ids)
+
+
 async def test_pause_everything(make_lilota: MakeLilota, fast_database_url: str) -> None:
     """A pause of all holds on every node and over a restart, until it is ended anywhere."""
     first, second = (make_lilota(echo, db_url=fast_database_url) for _ in range(2))
@@ -175,7 +194,6 @@ async def test_pause_everything(make_lilota: MakeLilota, fast_database_url: str)
         async with first:
             await first.pause()
             await first.pause("echo")
-        await asyncio.sleep(1.2)  # so long another node may take to hear of it
         ids = [await second.schedule(echo, 1)]
         async with first:
             ids.append(await first.schedule(echo, 2))
