@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 1.0  # at all that wait
 IDLE_SECONDS = 5.0  # whether any do
 NOTIFIED_IDLE_SECONDS = 60.0  # the same, while the database tells
-REST = 10.0  # times what a look took
+REST = 30.0  # times what a look took
 HELD_SECONDS = 0.02  # until what another node held is free
 ROUNDS = 5  # in one transaction
 logger = logging.getLogger("lilota_async")
@@ -75,7 +75,7 @@ class Dependencies:
         try:
             await self._writer.execute(lambda c: self._rows.insert(c, rows))
         finally:
-            self.on_inserted()
+            self.on_inserted(rows)
 
     async def missing(self, ids: Iterable[UUID]) -> set[UUID]:
         """Those of the ids that have no row."""
@@ -83,10 +83,16 @@ class Dependencies:
         known = await self._writer.execute(lambda c: self._rows.known(c, wanted))
         return wanted - known
 
-    def on_inserted(self) -> None:
-        """There are new rows: some may be due, and some wait."""
+    def on_inserted(self, rows: Sequence[Dependent]) -> None:
+        """There are new rows: some may be due, and some wait for what may have ended."""
         self._on_due()
-        self.look()
+        if not any(row.after for row in rows):
+            return
+        self.in_use = True
+        self._next_look = min(self._next_look, self._loop_time() + LOOK_SECONDS)
+        own = {row.task.id for row in rows}
+        self._ended += {each for row in rows for each in row.after} - own
+        self._wake.set()
 
     def look(self) -> None:
         """Somebody may have begun to wait, for something that may have ended."""
@@ -132,19 +138,18 @@ class Dependencies:
             await self._release(ended)
         if self._ended:
             self._wake.set()
-        if self._looks_at_all or asyncio.get_running_loop().time() >= self._next_look:
+        if self._looks_at_all or self._loop_time() >= self._next_look:
             await self._look_at_all()
 
     async def _look_at_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        before = loop.time()
+        before = self._loop_time()
         self._looks_at_all = False
         self.in_use = await self._writer.execute(self._rows.exist, is_one_statement=True)
         if not self.in_use:
             self._rest(NOTIFIED_IDLE_SECONDS if self._is_notified() else IDLE_SECONDS)
             return
         await self._release(None)
-        self._rest(max(LOOK_SECONDS, REST * (loop.time() - before)))
+        self._rest(max(LOOK_SECONDS, REST * (self._loop_time() - before)))
 
     async def _release(self, ended: Sequence[UUID] | None) -> None:
         """Release what waits for nothing more."""
@@ -173,7 +178,10 @@ class Dependencies:
         return rounds
 
     def _rest(self, seconds: float) -> None:
-        self._next_look = asyncio.get_running_loop().time() + seconds
+        self._next_look = self._loop_time() + seconds
+
+    def _loop_time(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _answer(self) -> None:
         if self._released is not None and not self._released.done():

@@ -163,7 +163,7 @@ class RunningAttempts:
         """Others may have waited for it: it is over when they are due."""
         try:
             if finish.children:
-                self._dependencies.on_inserted()
+                self._dependencies.on_inserted(finish.children)
             await self._dependencies.on_end(finish.attempt.id)
         finally:
             self._forget(attempt, finish.status)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BLOCKED = datetime(9999, 1, 1, tzinfo=UTC)
 ROWS_AT_ONCE = 1000
-_HAS_ENDED = "(t.id IS NULL OR t.status IN ('completed', 'failed', 'cancelled'))"
+_HAS_ENDED = "t.status IN ('completed', 'failed', 'cancelled')"
 
 
 class DependencyRows:
@@ -38,13 +38,16 @@ class DependencyRows:
         self._store = store
         self._key = store.dialect.key
         dialect = store.dialect
-        edges = """
-            SELECT d.on_id, d.task_id, d.runs_if_failed, d.not_before, t.status
-            FROM lilota_dependency d LEFT JOIN lilota_task t ON t.id = d.on_id WHERE"""
+        columns = "d.on_id, d.task_id, d.runs_if_failed, d.not_before, t.status"
         types: Any = {"on_id": TaskIdType, "task_id": TaskIdType, "not_before": UtcDateTime}
-        self._ended = text(f"{edges} {_HAS_ENDED} LIMIT :limit").columns(**types)
+        self._ended = text(f"""
+            SELECT {columns} FROM lilota_dependency d LEFT JOIN lilota_task t ON t.id = d.on_id
+            WHERE t.id IS NULL OR {_HAS_ENDED} LIMIT :limit""").columns(**types)
+        # From the tasks: one that has not ended may have a hundred thousand edges.
         self._ended_of = self._of_ids(
-            f"{edges} {_HAS_ENDED} AND d.on_id", f"LIMIT {ROWS_AT_ONCE}"
+            f"""SELECT {columns} FROM lilota_task t JOIN lilota_dependency d ON d.on_id = t.id
+            WHERE {_HAS_ENDED} AND t.id""",
+            f"LIMIT {ROWS_AT_ONCE}",
         ).columns(**types)
         self._known = self._of_ids("SELECT id FROM lilota_task WHERE id").columns(id=TaskIdType)
         self._lock = self._of_ids(
@@ -100,7 +103,7 @@ class DependencyRows:
         return (await c.execute(self._any)).first() is not None
 
     async def ended(self, c: AsyncConnection, ids: Sequence[UUID] | None = None) -> list[Edge]:
-        """The edges to tasks that have ended or are gone; of all tasks, or of these."""
+        """The edges to tasks that have ended, of these, or of all, with those that are gone."""
         if ids is None:
             rows = (await c.execute(self._ended, {"limit": ROWS_AT_ONCE})).all()
         else:
