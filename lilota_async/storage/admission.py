@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -73,3 +74,13 @@ def seconds_to_room(
         if limit.rate is not None
     ]
     return min((pause for pause in pauses if pause > 0), default=None)
+
+
+def used_up(limits: Iterable[NameLimit], starts: Mapping[str, Starts], now: datetime) -> set[str]:
+    """The names whose rate lets no task start now."""
+    return {
+        limit.name
+        for limit in limits
+        if limit.rate is not None
+        and not limit.rate.room(starts.get(limit.name, ()), now.timestamp())
+    }

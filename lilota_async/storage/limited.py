@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import bindparam, text
 
 from lilota_async.models.rates import Starts
-from lilota_async.storage.admission import Candidate, choose, rooms, seconds_to_room
+from lilota_async.storage.admission import Candidate, choose, rooms, seconds_to_room, used_up
 from lilota_async.storage.claimed import CLAIMED_COLUMNS, claimed
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
 from lilota_async.storage.transitions import ClaimedTask, LimitedClaim, LimitedClaimed
@@ -113,12 +113,15 @@ class Limits:
             tasks=claimed,
             seconds_to_room=seconds_to_room(limited.limits, starts, now.timestamp()),
             is_contended=len(claimed) < len(chosen),
-            waits=bool(moments["created_before"]) and await self._waits(c, limited, moments),
+            waits=bool(moments["created_before"])
+            and await self._waits(c, limited, moments, used_up(limited.limits, starts, now)),
         )
 
-    async def _waits(self, c: AsyncConnection, limited: LimitedClaim, moments: Moments) -> bool:
-        lanes = [(name, False, 1) for name in limited.claim.names]
-        lanes += [(name, True, 1) for name in limited.keyed]
+    async def _waits(
+        self, c: AsyncConnection, limited: LimitedClaim, moments: Moments, but: set[str]
+    ) -> bool:
+        lanes = [(name, False, 1) for name in limited.claim.names if name not in but]
+        lanes += [(name, True, 1) for name in limited.keyed - but]
         return bool(await self._first(c, moments, lanes))
 
     async def _lock_limits(self, c: AsyncConnection, limited: LimitedClaim) -> dict[str, Starts]:

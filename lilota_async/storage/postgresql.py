@@ -270,9 +270,7 @@ class PostgresqlStore(Store):
                 timeout=[_float(task.timeout_seconds) for task in tasks],
                 tags=[task.tags for task in tasks],
                 unique_key=[task.unique_key for task in tasks] if is_keyed else none,
-                unique_seconds=(
-                    [_float(task.unique_seconds) for task in tasks] if is_keyed else none
-                ),
+                unique_seconds=[_float(t.unique_seconds) for t in tasks] if is_keyed else none,
                 concurrency_key=[task.concurrency_key for task in tasks],
                 node_id=[task.node_id for task in tasks],
                 pid=[task.pid for task in tasks],
@@ -287,10 +285,8 @@ class PostgresqlStore(Store):
         paused = await self._not_begun(c, tasks) if row.written < len(tasks) else set()
         if not is_keyed:
             return paused
-        keyed = set(row.keyed)
-        return paused | {
-            task.id for task in tasks if task.unique_key is not None and task.id not in keyed
-        }
+        keyed = {task.id for task in tasks if task.unique_key is not None}
+        return paused | (keyed - set(row.keyed))
 
     def _origin_of(self, tasks: Sequence[NewTask]) -> str:
         """What those who hear of the rows are told."""

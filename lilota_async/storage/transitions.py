@@ -151,7 +151,7 @@ class LimitedClaimed(msgspec.Struct, frozen=True, kw_only=True):
 
     `seconds_to_room`: until a rate that is used up lets a task start again. `is_contended`:
     another transaction was about to change some of the rows. `waits`: something that is due is
-    left; only told when the claim is bounded by creation.
+    left, and not because of a rate; only told when the claim is bounded by creation.
     """
 
     tasks: list[ClaimedTask]
