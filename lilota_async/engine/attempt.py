@@ -306,8 +306,10 @@ def _bytes(text: str | None) -> bytes | None:
 
 
 def _tags(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
     try:
-        return msgspec.json.decode(text or "[]", type=tuple[str, ...])
+        return msgspec.json.decode(text, type=tuple[str, ...])
     except msgspec.MsgspecError:  # edited by hand
         return ()
 

@@ -107,14 +107,20 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
 def payload_size(kind: Kind, value: Any) -> int:
     """About how many characters the operation sends."""
     if kind in (Kind.INSERT, Kind.ADMIT):
-        tasks = value if kind is Kind.INSERT else value.tasks
-        return sum(len(task.input or "") + len(task.tags or "") for task in tasks)
+        return _size_of_tasks(value if kind is Kind.INSERT else value.tasks)
     if kind is Kind.REPORT:
         return len(value.checkpoint or "")
     if kind is Kind.FINISH:
-        children = sum(len(child.task.input or "") for child in value.children)
+        children = _size_of_tasks([child.task for child in value.children])
         return len(value.output or "") + children + _size_of_failure(value)
     return _size_of_failure(value) if kind is Kind.REQUEUE else 0
+
+
+def _size_of_tasks(tasks: Sequence[NewTask]) -> int:
+    size = 0
+    for task in tasks:  # mostly one
+        size += len(task.input or "") + len(task.tags or "")
+    return size
 
 
 def _size_of_failure(value: Finish | Requeue) -> int:
