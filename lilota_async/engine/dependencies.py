@@ -144,7 +144,7 @@ class Dependencies:
     async def _look_at_all(self) -> None:
         before = self._loop_time()
         self._looks_at_all = False
-        self.in_use = await self._writer.execute(self._rows.exist, is_one_statement=True)
+        self.in_use = await self._writer.execute(self._rows.exist, in_transaction=False)
         if not self.in_use:
             self._rest(NOTIFIED_IDLE_SECONDS if self._is_notified() else IDLE_SECONDS)
             return

@@ -241,7 +241,7 @@ class Dispatcher:
         self.limits.begin_look()
         try:
             (seconds, has_just_become_due), (keyed, paused) = await self._writer.execute(
-                self._look, is_one_statement=True
+                self._look, in_transaction=False
             )
         except StoreError:
             self._looks_ahead = True

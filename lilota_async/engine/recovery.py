@@ -120,7 +120,7 @@ class Recovery:
     async def _renew(self) -> Renewal:
         names = tuple(self._registry)
         renew = partial(self._store.renew, node_id=self._node.id, names=names)
-        return await self._writer.execute(renew, is_one_statement=True)
+        return await self._writer.execute(renew, in_transaction=False)
 
     async def _beat(self) -> Renewal:
         renewal = await self._renew()

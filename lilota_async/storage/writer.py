@@ -179,15 +179,15 @@ class Writer:
         self,
         operation: Callable[[AsyncConnection], Awaitable[T]],
         *,
-        is_one_statement: bool = False,
+        in_transaction: bool = True,
     ) -> T:
         """Run another call of the store in the next flush, in its transaction.
 
-        `is_one_statement`: on PostgreSQL it needs none. It may run twice when the database goes
-        away in between. What it raises rolls the transaction back, but for errors of lilota:
-        those must come before any write.
+        Not `in_transaction`: it is one statement, or only reads. It may run twice when the
+        database goes away in between. What it raises rolls the transaction back, but for errors
+        of lilota: those must come before any write.
         """
-        kind = Kind.LOOK if is_one_statement else Kind.EXECUTE
+        kind = Kind.EXECUTE if in_transaction else Kind.LOOK
         return cast("T", await self._submit(kind, operation, timed=True))
 
     def _submit(

@@ -33,7 +33,7 @@ class Away:
         self.removed_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def execute(
-        self, operation: Callable[[Any], Awaitable[Any]], *, is_one_statement: bool = False
+        self, operation: Callable[[Any], Awaitable[Any]], *, in_transaction: bool = True
     ) -> Any:
         return await operation(None)
 
