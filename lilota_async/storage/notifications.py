@@ -13,7 +13,7 @@ from typing import Any
 from lilota_async.errors import StoreError
 from lilota_async.storage.database import Database, discard
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.postgresql import CHANNEL, LOOK
+from lilota_async.storage.postgresql_sql import CHANNEL, LOOK
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0

@@ -42,15 +42,15 @@ def fence_dropped() -> None:
 @_fault
 def claim_without_skip_locked() -> None:
     """Two nodes that claim at the same time pick the same rows (PostgreSQL)."""
-    from lilota_async.storage import postgresql
+    from lilota_async.storage import postgresql_sql
 
-    claim = str(postgresql._CLAIM.text)
+    claim = str(postgresql_sql.CLAIM.text)
     assert "FOR UPDATE SKIP LOCKED" in claim
     slow = claim.replace("FOR UPDATE SKIP LOCKED", "").replace(
         "WHERE task.id = picked.due_id",
         "WHERE task.id = picked.due_id AND pg_sleep(0.01) IS NOT NULL",
     )
-    postgresql._CLAIM = text(slow)
+    postgresql_sql.CLAIM = text(slow)
 
 
 @_fault

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import text
 
 from lilota_async.models import TaskStatus
 from lilota_async.storage.database import Database
+from lilota_async.storage.postgresql_sql import CLAIM
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, ClaimedTask
 from tests.storage.support import (
@@ -157,15 +159,39 @@ async def test_claim_reads_the_index_of_pending_rows(database: Database, store: 
     pending = [new_task() for _ in range(3000)]
     await insert(database, store, pending)  # the statistics know of 20
     # The store's own statement, explained.
-    from lilota_async.storage.postgresql import _CLAIM
-
     async with transacting(database) as connection:
         await store.prepare(connection)  # a reserved connection's, which is dropped after the test
         plan = await connection.execute(
-            text(f"EXPLAIN {_CLAIM.text}"),
+            text(f"EXPLAIN {CLAIM.text}"),
             {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
         )
         lines = "\n".join(row[0] for row in plan.all())
     assert "ix_lilota_task_pending" in lines
     assert "Seq Scan" not in lines
     assert "Sort" not in lines
+
+
+async def test_what_is_not_due_yet_is_not_read_by_a_claim(database: Database, store: Store) -> None:
+    """Fifty thousand reminders for tomorrow do not slow down what is due now."""
+    if database.dialect != "postgresql":
+        pytest.skip("the rows that are read are counted on PostgreSQL")
+    await raw(
+        database,
+        "INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,"
+        " progress_percentage, attempts, max_attempts, interruptions)"
+        " SELECT gen_random_uuid(), 'add', 'pending', n % 3, now(), now() + INTERVAL '1 day',"
+        " 0, 0, 1, 0 FROM generate_series(1, 50000) AS n",
+    )
+    due = [new_task(priority=priority) for priority in (2, 0, 1, 2)]
+    await insert(database, store, due)
+    claimed = await claim(database, store, count=3)
+    assert [task.attempt.id for task in claimed] == [due[0].id, due[3].id, due[2].id]
+    async with transacting(database) as connection:
+        await store.prepare(connection)
+        plan = await connection.execute(
+            text(f"EXPLAIN (ANALYZE, BUFFERS) {CLAIM.text}"),
+            {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
+        )
+        lines = "\n".join(row[0] for row in plan.all())
+        pages = max(map(int, re.findall(r"shared hit=(\d+)", lines)))
+        assert pages < 100, lines  # the index of them all has some hundreds

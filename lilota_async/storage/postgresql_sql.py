@@ -1,0 +1,196 @@
+"""PostgreSQL's statements: each is constant, planned once, and takes a batch of any size."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from lilota_async.storage.claimed import CLAIMED_COLUMNS
+from lilota_async.storage.edited import MOST_ATTEMPTS
+
+CHANNEL = "lilota"
+LOOK = " look"
+"""After the origin of a notification: more than a claim is needed to see what is new."""
+BACKLOG_KEY = 0x6C696C6F7462  # the key of the migrations is one less
+NOW = "statement_timestamp()"
+# Of no row: read once for each statement, where NOT IN would be asked for each row.
+_PAUSED = "ARRAY(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
+NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
+# By primary key, one row each. Owner and status are written so that no index fits them: through
+# the one of running rows, each row of the batch would be looked for among all that run.
+_FENCE = """task.id = new.id AND task.attempts = new.attempt
+    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status || '' = 'running'"""
+_APPLIED = "RETURNING new.id, new.attempt, new.node_id"
+
+
+def _arrays(**columns: str) -> str:
+    """`unnest` of one array for each column, named `new`."""
+    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
+    return f"unnest({arrays}) AS new ({', '.join(columns)})"
+
+
+# With other nodes about, one notification for each batch tells them, in the same statement.
+INSERT = text(f"""
+WITH inserted AS (
+INSERT INTO lilota_task (id, name, status, priority, created_at, run_at, progress_percentage,
+    input, attempts, max_attempts, interruptions, timeout_seconds, tags, unique_key,
+    unique_until, concurrency_key, locked_by, pid, start_date_time,
+    nominal_time)
+SELECT id, name, CASE WHEN node_id IS NULL THEN 'pending' ELSE 'running' END, priority, {NOW},
+    COALESCE(run_at, {NOW} + make_interval(secs => delay)), 0, input,
+    CASE WHEN node_id IS NULL THEN 0 ELSE 1 END, max_attempts, 0, timeout, tags, unique_key,
+    {NOW} + make_interval(secs => unique_seconds), concurrency_key, node_id, pid,
+    CASE WHEN node_id IS NOT NULL THEN {NOW} END, nominal_time
+FROM {
+    _arrays(
+        id="uuid",
+        name="text",
+        priority="integer",
+        delay="float8",
+        run_at="timestamptz",
+        input="text",
+        max_attempts="integer",
+        timeout="float8",
+        tags="text",
+        unique_key="text",
+        unique_seconds="float8",
+        concurrency_key="text",
+        node_id="uuid",
+        pid="bigint",
+        nominal_time="timestamptz",
+    )
+}
+WHERE node_id IS NULL OR ({NOT_PAUSED})
+ON CONFLICT DO NOTHING
+RETURNING id, unique_key)
+SELECT ARRAY(SELECT id FROM inserted WHERE unique_key IS NOT NULL) AS keyed,
+    (SELECT COUNT(*) FROM inserted) AS written, (
+    SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))
+    WHERE CAST(:announced AS boolean) AND EXISTS (SELECT 1 FROM inserted))""")
+
+# The rows are picked first, in their order; the place in it gives each row its pid. Priority by
+# priority, since those that are not due yet stand between those of two priorities.
+CLAIM = text(f"""
+WITH RECURSIVE levels (priority) AS (
+    SELECT (SELECT priority FROM lilota_task WHERE status = 'pending' AND NOT is_keyed
+        ORDER BY priority DESC LIMIT 1)
+    UNION ALL
+    SELECT (SELECT priority FROM lilota_task WHERE status = 'pending' AND NOT is_keyed
+        AND priority < levels.priority ORDER BY priority DESC LIMIT 1)
+    FROM levels WHERE levels.priority IS NOT NULL
+), picked AS MATERIALIZED (
+    SELECT due.id AS due_id, row_number() OVER () AS place FROM (
+        SELECT level.id FROM levels CROSS JOIN LATERAL (
+            SELECT id FROM lilota_task
+            WHERE status = 'pending' AND NOT is_keyed AND priority = levels.priority
+                AND run_at <= {NOW} AND name = ANY(CAST(:names AS text[])) AND {NOT_PAUSED}
+                AND created_at <= COALESCE(CAST(:created_before AS timestamptz), 'infinity')
+                AND attempts <= {MOST_ATTEMPTS}
+            ORDER BY run_at, id
+            LIMIT cardinality(CAST(:pids AS bigint[]))
+            FOR UPDATE SKIP LOCKED
+        ) AS level
+        LIMIT cardinality(CAST(:pids AS bigint[]))
+    ) AS due
+)
+UPDATE lilota_task AS task SET
+    status = 'running', attempts = task.attempts + 1, locked_by = CAST(:node AS uuid),
+    pid = (CAST(:pids AS bigint[]))[picked.place],
+    start_date_time = {NOW}, end_date_time = NULL, progress_percentage = 0,
+    cancel_requested_at = NULL
+FROM picked WHERE task.id = picked.due_id
+RETURNING {CLAIMED_COLUMNS}, pid, place""")
+
+FINISH = text(f"""
+UPDATE lilota_task AS task SET
+    status = new.status, end_date_time = {NOW}, output = new.output,
+    exception = new.exception, failures = COALESCE(new.failures, task.failures),
+    progress_percentage = COALESCE(new.progress, task.progress_percentage),
+    cpu_seconds = new.cpu, peak_memory_bytes = new.memory, log = new.log
+FROM {
+    _arrays(
+        id="uuid",
+        attempt="integer",
+        node_id="uuid",
+        status="text",
+        progress="integer",
+        output="text",
+        exception="text",
+        failures="text",
+        cpu="float8",
+        memory="bigint",
+        log="text",
+    )
+}
+WHERE {_FENCE}""")
+
+FINISHED = text(f"""
+SELECT new.id, new.attempt, new.node_id FROM lilota_task AS task
+JOIN {_arrays(id="uuid", attempt="integer", node_id="uuid", status="text")}
+ON task.id = new.id AND task.attempts = new.attempt
+    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status = new.status""")
+
+REQUEUE = text(f"""
+UPDATE lilota_task AS task SET
+    status = CASE WHEN task.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
+    end_date_time = CASE WHEN task.cancel_requested_at IS NOT NULL THEN {NOW} END,
+    run_at = {NOW} + make_interval(secs => new.delay), locked_by = NULL, pid = NULL,
+    attempts = task.attempts - new.uncounted, max_attempts = task.max_attempts
+        + CASE WHEN task.max_attempts <= {MOST_ATTEMPTS} THEN new.extra ELSE 0 END,
+    exception = COALESCE(new.exception, task.exception),
+    failures = COALESCE(new.failures, task.failures),
+    cpu_seconds = COALESCE(new.cpu, task.cpu_seconds),
+    peak_memory_bytes = COALESCE(new.memory, task.peak_memory_bytes),
+    log = COALESCE(new.log, task.log)
+FROM {
+    _arrays(
+        id="uuid",
+        attempt="integer",
+        node_id="uuid",
+        delay="float8",
+        uncounted="integer",
+        extra="integer",
+        exception="text",
+        failures="text",
+        cpu="float8",
+        memory="bigint",
+        log="text",
+    )
+}
+WHERE {_FENCE}
+{_APPLIED}""")
+
+REPORT = text(f"""
+UPDATE lilota_task AS task SET
+    progress_percentage = COALESCE(new.progress, task.progress_percentage),
+    checkpoint = COALESCE(new.checkpoint, task.checkpoint)
+FROM {_arrays(id="uuid", attempt="integer", node_id="uuid", progress="integer", checkpoint="text")}
+WHERE {_FENCE}
+{_APPLIED}""")
+
+
+# A table of tasks has hardly a pending row at one time and a hundred thousand at another, and
+# its statistics are of a third. The plans must not depend on them: every statement goes by an
+# index, in its order, and is planned once. (Forbidden plans count as so dear that the JIT
+# would compile for them.)
+SETTINGS = (
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "enable_sort = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "jit = off",
+    "plan_cache_mode = force_generic_plan",
+)
+ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))")
+
+SECONDS_SINCE_SEEN = f"CAST(EXTRACT(EPOCH FROM {NOW} - last_seen_at) AS float8)"
+# One statement for an idle node, since there are many of them.
+RENEW = text(f"""
+WITH beat AS (
+    UPDATE lilota_node SET last_seen_at = {NOW} WHERE id = CAST(:id AS uuid) RETURNING id)
+SELECT id, machine, pid, pid_started, {SECONDS_SINCE_SEEN} AS silent_seconds,
+    EXISTS (SELECT 1 FROM beat) AS is_known, EXISTS (
+        SELECT 1 FROM lilota_task WHERE status = 'running' AND name = ANY(CAST(:names AS text[]))
+        AND NOT EXISTS (SELECT 1 FROM lilota_node AS owner WHERE owner.id = lilota_task.locked_by)
+    ) AS has_lost
+FROM lilota_node ORDER BY id""")
