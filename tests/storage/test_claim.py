@@ -51,9 +51,10 @@ async def test_claim_follows_priority_then_due_time_then_id(
     database: Database, store: Store
 ) -> None:
     """Higher priority first, then what is due for longer, then the older id."""
+    moment = datetime.now(UTC) - timedelta(seconds=1)
     first, second, late, urgent = (
-        new_task(),
-        new_task(),
+        new_task(run_at=moment),
+        new_task(run_at=moment),
         new_task(delay_seconds=-60.0),
         new_task(priority=5),
     )
