@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Literal
 
@@ -30,20 +31,18 @@ from lilota_async.execution.protocol import (
     OutputReader,
     ProtocolError,
 )
+from lilota_async.execution.start_failure import EndedSilently
 from lilota_async.execution.worker_process import WorkerProcess, signal_name
 
 Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
+BURSTS_AHEAD = 2  # the one that runs, and the next: the process need not wait for it
 HELD_UP_SECONDS = 0.25  # that a call may take before those behind it are taken back
 LAST_WORDS = 16 * 1024
 FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
 logger = logging.getLogger("lilota_async")
-
-
-class EndedSilently(WorkerStartFailed):
-    """Nothing is known of why, as when the main script cannot be imported."""
 
 
 class Running(msgspec.Struct, frozen=True, eq=False):
@@ -80,7 +79,9 @@ class Cell:
         self._waiting: deque[Running] = deque()
         self._burst: dict[int, Running] = {}
         self._starting: asyncio.Task[None] | None = None
-        self._sending: asyncio.Task[None] | None = None
+        self._sends = False
+        self._sent = 0
+        self._look: asyncio.TimerHandle | None = None
         self._dying: asyncio.Task[None] | None = None
         self._begun: Begin | None = None
         self._usage = Usage()  # when it was killed
@@ -151,54 +152,63 @@ class Cell:
             ended.set_result(Unstarted())
             return ended
         self._waiting.append(Running(call, listener, ended))
-        if self._sending is None:
-            self._sending = self._loop.create_task(self._send())
+        if not self._sends:
+            self._sends = True
+            self._loop.call_soon(self._send)  # what comes in the same moment goes along
         return ended
 
-    async def _send(self) -> None:
-        while self._waiting and not self._gone:
-            self._burst = {running.call.serial: running for running in self._waiting}
-            self._waiting.clear()
-            self._texts.expect(self._burst)
-            self._oom_kills.look()
-            calls = [running.call for running in self._burst.values()]
-            if len(calls) > 1:
-                self.worker.give_tickets(len(calls))
+    def _send(self) -> None:
+        """Send what waits, if the process has no more than the burst that it runs."""
+        self._sends = False
+        if not self._waiting or self._sent == BURSTS_AHEAD or not self.is_usable:
+            return
+        burst = {running.call.serial: running for running in self._waiting}
+        self._waiting.clear()
+        self._oom_kills.look()
+        if self._look is None:
             self._look_later()
-            try:
-                await self._loop.run_in_executor(self.worker.executor, runtime.execute, calls)
-            except BrokenExecutor:
-                self.worker.kill()  # it mostly is dead; _on_death does what is to be done
-                break
-            except Exception:
-                logger.exception("Task process %d failed outside of a task", self.pid)
-                self.worker.kill()
-                break
-            finally:
-                self._look.cancel()
+        self._burst |= burst
+        self._texts.expect(burst)
+        self._sent += 1
+        try:
+            self.worker.give_tickets(len(burst))
+            calls = [running.call for running in burst.values()]
+            sent = self._loop.run_in_executor(self.worker.executor, runtime.execute, calls)
+        except (BrokenExecutor, OSError):
+            self.worker.kill()  # it mostly is dead; _on_death does what is to be done
+        else:
+            sent.add_done_callback(partial(self._on_end_of_burst, burst))
+
+    def _on_end_of_burst(self, burst: dict[int, Running], sent: asyncio.Future[None]) -> None:
+        self._sent -= 1
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and not isinstance(error, BrokenExecutor):
+            logger.error("Task process %d failed outside of a task", self.pid, exc_info=error)
+        if error is None:
             self._read_channel()
-            # A call was stopped, or the process owes outcomes: what comes next gets another.
-            if self._tainted or self._burst:
-                self.worker.kill()
-                break
-        self._sending = None
+        # A call was stopped, or the process owes outcomes: what comes next gets another.
+        if error is not None or self._tainted or not burst.keys().isdisjoint(self._burst):
+            self.worker.kill()
+        else:
+            self._send()
 
     def _look_later(self) -> None:
-        self._look = self._loop.call_later(
-            HELD_UP_SECONDS, self._look_whether_held_up, self.finished_calls
-        )
+        look = partial(self._look_whether_held_up, self.finished_calls)
+        self._look = self._loop.call_later(HELD_UP_SECONDS, look)
 
     def _look_whether_held_up(self, finished_calls: int) -> None:
+        self._look = None
+        if self._gone or not self._burst:
+            return
         self._read_channel()
         if self.finished_calls != finished_calls:
             self._look_later()
             return
         self.is_held_up = True
-        returned = list(self._waiting)
-        self._waiting.clear()
-        # Of the tickets for a burst the process takes one before each call: those that are
-        # left belong to its last calls, and whoever has them decides.
-        count = self.worker.take_tickets() if len(self._burst) > 1 else 0
+        returned, self._waiting = list(self._waiting), deque()
+        # The process takes a ticket before each call: those that are left belong to the last
+        # calls that it has, and whoever has them decides.
+        count = self.worker.take_tickets()
         if count:
             serials = list(self._burst)[-count:]
             self._texts.withdraw(serials[0])
@@ -342,8 +352,9 @@ class Cell:
             unstarted = [*self._burst.values(), *self._waiting]
             self._burst.clear()
             self._waiting.clear()
+            innocent = self._tainted or self._begun is not None
             for running in unstarted:
-                self._conclude(running, Unstarted())
+                self._conclude(running, Unstarted(returned=innocent))
             self._buried.set()
 
     async def close(self) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures
-from lilota_async.execution.cells import Cell, EndedSilently
-from lilota_async.execution.start_failure import why_main_cannot_be_imported
+from lilota_async.execution.cells import Cell
+from lilota_async.execution.start_failure import EndedSilently, why_main_cannot_be_imported
 from lilota_async.execution.worker_process import run_before_executors_end
 from lilota_async.options import StartMethod
 

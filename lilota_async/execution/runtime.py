@@ -112,6 +112,7 @@ class Worker:
         self.handler = ChannelHandler(channel, lambda: self.serial, self.publish)
         self._asked = float("-inf")
         self._is_reading = False
+        self._is_spent = False
         self._armed: int | None = None
         self._interrupted: int | None = None
         self._masked = 0
@@ -127,7 +128,7 @@ class Worker:
         # What else is left was for a task that ended first.
         self._requests = {s: why for s, why in self._requests.items() if s in serials}
         for call in calls:
-            if len(calls) > 1 and not self._take_ticket():
+            if self._is_spent or not self._take_ticket():
                 break  # the parent has taken the rest back
             used = cpu_seconds()
             self._send(report + frame(Begin(call.serial, used)))
@@ -137,6 +138,7 @@ class Worker:
             self.serial = None
             report = _frame_of(outcome)
             if outcome.interrupted:
+                self._is_spent = True
                 break
         self._send(report)
 

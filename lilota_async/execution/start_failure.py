@@ -8,6 +8,8 @@ import multiprocessing.process
 import sys
 from multiprocessing import spawn
 
+from lilota_async.errors import WorkerStartFailed
+
 IMPORT_TIMEOUT = 20.0
 TEXT_LIMIT = 4000
 
@@ -17,6 +19,10 @@ from multiprocessing import process, spawn
 process.current_process()._inheriting = True
 spawn.prepare(json.load(sys.stdin))
 """
+
+
+class EndedSilently(WorkerStartFailed):
+    """Nothing is known of why, as when the main script cannot be imported."""
 
 
 async def why_main_cannot_be_imported() -> str:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -288,7 +289,8 @@ def signal_while_a_request_is_read() -> None:
 
     def read_and_be_signalled(descriptor: int, size: int) -> bytes:
         data = read(descriptor, size)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if size == select.PIPE_BUF:  # no ticket
+            os.kill(os.getpid(), signal.SIGTERM)
         return data
 
     os.read = read_and_be_signalled

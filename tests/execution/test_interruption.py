@@ -29,6 +29,7 @@ from tests.execution.support import (
 )
 
 pytestmark = pytest.mark.anyio
+TAKEN = Unstarted(returned=True)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,8 @@ async def test_a_call_that_was_not_sent_never_begins(cells: Bench, tmp_path: Pat
     marker, go = tmp_path / "marker", tmp_path / "go"
     first = asyncio.ensure_future(cells.run(cell, tasks.wait_for_file, str(go)))
     await asyncio.sleep(0.05)
+    next_burst = asyncio.ensure_future(cells.run(cell, tasks.ok))
+    await asyncio.sleep(0.01)
     calls = [call_of(tasks.touch, str(marker)) for _ in range(2)]
     waiting = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
     await asyncio.sleep(0)
@@ -213,6 +216,7 @@ async def test_a_call_that_was_not_sent_never_begins(cells: Bench, tmp_path: Pat
     await asyncio.wait_for(cell.retire(), 1)
     go.touch()
     assert value_of(await first) == "there"
+    await next_burst
     assert cell.is_usable
     assert not marker.exists()
 
@@ -251,7 +255,7 @@ async def test_a_stopped_call_is_the_last_of_its_burst(cells: Bench, tmp_path: P
     assert isinstance(ended, Outcome)
     assert ended.interrupted
     await cell.retire()
-    assert await running[1] == Unstarted()
+    assert await running[1] == TAKEN
     assert not marker.exists()
     assert not is_alive(cell.pid)
 
@@ -274,7 +278,7 @@ async def test_what_comes_after_a_stopped_call_gets_another_process(
         assert isinstance(ended, Outcome)
         assert not cell.is_usable
         assert await cell.run(call_of(tasks.touch, str(marker)), Heard()) == Unstarted()
-        assert await next_run == Unstarted()
+        assert await next_run == TAKEN
         await until(dead.copy)
         assert not marker.exists()
 
@@ -291,7 +295,7 @@ async def test_a_process_that_does_not_react_is_killed_before_the_call_begins(
     cell.interrupt(calls[0].serial, "cancel")
     assert not cell.kill(calls[1].serial)
     assert cell.kill(calls[0].serial)
-    assert await asyncio.gather(*running) == [Unstarted(), Unstarted()]
+    assert await asyncio.gather(*running) == [TAKEN, TAKEN]
 
 
 async def test_retiring_waits_for_the_whole_group(cells: Bench, tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ async def test_a_close_ends_what_runs(cells: Bench, tmp_path: Path) -> None:
     await until(path.exists)
     await cell.close()
     assert crash_of(await running[0]).signal == "SIGKILL"
-    assert await running[1] == Unstarted()
+    assert await running[1] == TAKEN
 
 
 def _kind(ended: Ended) -> str:
