@@ -79,8 +79,7 @@ class Cell:
         self._waiting: deque[Running] = deque()
         self._burst: dict[int, Running] = {}
         self._starting: asyncio.Task[None] | None = None
-        self._sends = False
-        self._sent = 0
+        self._sends, self._sent = False, 0
         self._look: asyncio.TimerHandle | None = None
         self._dying: asyncio.Task[None] | None = None
         self._begun: Begin | None = None
@@ -350,8 +349,7 @@ class Cell:
             if self._begun is not None and self._begun.serial in self._burst:
                 self._end(self._begun.serial, self._crash(self._begun, exit_code))
             unstarted = [*self._burst.values(), *self._waiting]
-            self._burst.clear()
-            self._waiting.clear()
+            self._burst, self._waiting = {}, deque()
             innocent = self._tainted or self._begun is not None
             for running in unstarted:
                 self._conclude(running, Unstarted(returned=innocent))
