@@ -65,5 +65,7 @@ class Ledger:
         """All entries, or those of some kinds, in the order they were written."""
         if not self.path.exists():
             return []
-        entries = [Entry(**json.loads(line)) for line in self.path.read_text().splitlines()]
+        text = self.path.read_text()
+        whole = text[: text.rfind("\n") + 1]  # the last line may be being written
+        entries = [Entry(**json.loads(line)) for line in whole.splitlines()]
         return [entry for entry in entries if kinds is None or entry.kind in set(kinds)]
