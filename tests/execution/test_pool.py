@@ -188,11 +188,9 @@ async def test_a_killed_fork_server_is_started_again(tmp_path: Any) -> None:
 async def test_a_fork_server_that_others_have_waited_for_is_started_again() -> None:
     """An application that reaps all its children keeps multiprocessing from noticing."""
     async with pool_of("forkserver") as pool:
-        server = _kill_fork_server()
-        await asyncio.to_thread(os.waitpid, server, 0)
+        _reap(_kill_fork_server())
         await until(lambda: not pool.slots())
         assert await _run(pool, tasks.ok) == "ok"
-        await asyncio.get_running_loop().shutdown_default_executor()
 
 
 async def test_a_process_that_others_have_waited_for_is_a_crash() -> None:
@@ -284,3 +282,8 @@ def _kill_fork_server() -> int:
     assert server is not None
     os.kill(server, signal.SIGKILL)
     return server
+
+
+def _reap(pid: int) -> None:
+    """Wait on the loop's thread: meanwhile no pool starts a process, which would reap as well."""
+    os.waitpid(pid, 0)
