@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 
 APPLICATION = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from lilota_async import Lilota
 from lilota_async.errors import ConfigurationError
 from tests.api import tasks
@@ -35,6 +35,8 @@ async def main():
     {body}
 
 if __name__ == "__main__":
+    # A shell has what it runs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.run(main())
     print("the end")
 """

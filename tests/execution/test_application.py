@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 
 APPLICATION = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from lilota_async.execution.processes import ProcessPool
 from tests.execution import tasks
@@ -44,6 +44,8 @@ async def main(method, directory, kinds):
     return pools if keep else None
 
 if __name__ == "__main__":
+    # A shell has what it runs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wait, keep = "wait" in sys.argv, "keep" in sys.argv
     kept = asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3].split(",")))
     print("main has returned")
