@@ -74,6 +74,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.store = create_store(database)
         self.writer = Writer(database, self.store, store_timeout=options.store_timeout)
+        self.rows = queries.TaskReader(database)
         self.events = Events(lambda ids: queries.get_states(database, list(ids)))
         self._options = options
         self._database = database

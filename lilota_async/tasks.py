@@ -101,7 +101,10 @@ class Tasks(Records):
         """
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
-            await self._wait_for_own(task_id)
+            if await self._has_ended_here(task_id):
+                task = await self._existing(task_id)
+                if _status_event(task).status.is_final:
+                    return task
             while True:  # again, when somebody has put the task back meanwhile
                 async with self._follow(task_id, "wait()") as (task, events):
                     if _status_event(task).status.is_final:
@@ -182,17 +185,21 @@ class Tasks(Records):
             node.dispatcher.wake()
         return put_back
 
-    async def _wait_for_own(self, task_id: UUID) -> None:
-        """Wait while the task runs on this node, which knows without reading when it ends."""
+    async def _has_ended_here(self, task_id: UUID) -> bool:
+        """Wait while the task runs on this node, which knows without reading when it ends.
+
+        False at once when it does not run here.
+        """
         node, key = self._node, TaskId[Any](checked_id(task_id))
         if node is None or node.running.find(key) is None:
-            return
+            return False
         async with node.events.subscribe(key) as subscription:
             attempt = node.running.find(key)
             if attempt is not None:
                 subscription.begin(attempt.event())
                 async for _ in subscription:
                     pass
+        return True
 
     @asynccontextmanager
     async def _follow(
@@ -220,7 +227,10 @@ class Tasks(Records):
         return self._node
 
     async def _existing(self, task_id: UUID) -> Task:
-        task = await self.get_task_by_id(task_id)
+        if self._node is None:
+            task = await self.get_task_by_id(task_id)
+        else:
+            task = await self._node.rows.read(task_id)
         if task is None:
             raise TaskNotFound(task_id)
         return task

@@ -111,10 +111,16 @@ class Database:
         A driver that is cancelled in the middle of a call has to drop its connection, if it
         does not lose track of it.
         """
+        if asyncio.current_task() in self._work:
+            return await work  # part of what nobody cancels already
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin `work`, for whose end `close()` waits."""
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-        return await asyncio.shield(task)
+        return task
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

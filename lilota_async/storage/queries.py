@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -32,11 +33,12 @@ _CLOCKS_APART = timedelta(hours=1)
 _PAGE_ROWS = 250
 # Padded to one of these, the ids of a lookup make few different statements.
 _LOOKUP_SIZES = (1, 8, 64, 512)
+_MOST_READ = 64
 
 
 async def get_task(database: Database, task_id: UUID) -> Task | None:
     """The task with this id, or None."""
-    rows = await read(database, select(Task).where(Task.id == task_id))
+    rows = await read(database, _with_ids([task_id]))
     return rows[0][0] if rows else None
 
 
@@ -184,12 +186,20 @@ async def _delete(database: Database, task_id: UUID) -> bool:
         raise database.translate(error) from error
 
 
+def _with_ids(ids: list[UUID]) -> Select[Task]:
+    is_wanted = Task.id == ids[0] if len(ids) == 1 else Task.id.in_(_padded(ids))
+    return select(Task).where(is_wanted)
+
+
 def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:
     largest = _LOOKUP_SIZES[-1]
     for start in range(0, len(ids), largest):
-        chunk = list(ids[start : start + largest])
-        size = next(size for size in _LOOKUP_SIZES if size >= len(chunk))
-        yield chunk + [chunk[-1]] * (size - len(chunk))
+        yield _padded(list(ids[start : start + largest]))
+
+
+def _padded(ids: list[UUID]) -> list[UUID]:
+    size = next(size for size in _LOOKUP_SIZES if size >= len(ids))
+    return ids + [ids[-1]] * (size - len(ids))
 
 
 async def read(
@@ -199,6 +209,53 @@ async def read(
 ) -> Sequence[Any]:
     """The rows of a select, to whose end it runs even when the caller is cancelled."""
     return await database.undisturbed(_read(database, statement, connect))
+
+
+class TaskReader:
+    """Reads tasks by their ids: what is asked for during one read goes into the next together.
+
+    It belongs to one event loop.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._wanted: list[tuple[UUID, asyncio.Future[Task | None]]] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    async def read(self, task_id: UUID) -> Task | None:
+        """The task as it is now, for this caller alone, or None."""
+        wanted = asyncio.get_running_loop().create_future()
+        self._wanted.append((task_id, wanted))
+        if self._reading is None or self._reading.done():
+            self._reading = self._database.start(self._read_wanted())
+        task: Task | None = await wanted
+        return task
+
+    async def _read_wanted(self) -> None:
+        while self._wanted:
+            batch = self._take()
+            try:
+                rows = await read(self._database, _with_ids(list(batch)))
+            except Exception as error:
+                for wanted in batch.values():
+                    if not wanted.done():
+                        wanted.set_exception(error)
+                continue
+            found = {row[0].id: row[0] for row in rows}
+            for task_id, wanted in batch.items():
+                if not wanted.done():  # cancelled meanwhile
+                    wanted.set_result(found.get(task_id))
+
+    def _take(self) -> dict[UUID, asyncio.Future[Task | None]]:
+        batch: dict[UUID, asyncio.Future[Task | None]] = {}
+        left = []
+        for task_id, wanted in self._wanted:
+            if len(batch) < _MOST_READ and task_id not in batch:
+                batch[task_id] = wanted
+            else:
+                left.append((task_id, wanted))
+        self._wanted = left
+        return batch
 
 
 async def _read(
