@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,27 +190,29 @@ def run_chain(run: Run, points: list[str], seed: int, check_every: int = 12) -> 
         once=0.1,
         patient=0.3,
     )
-    for number, (point, turn) in enumerate(_steps(points, chance), start=1):
-        replica = run.start(
-            seed=seed * 1_000_000 + number,
-            load=load,
-            failpoint=point,
-            failpoint_turn=turn,
-            stop_after_load=point.startswith("stop"),
-        )
-        code = replica.wait(REACH_SECONDS)
-        assert code == -signal.SIGKILL, f"the application did not die at {point} but by {code}"
-        if number % check_every == 0 and (violations := _rest(run)):
+    numbers = itertools.count(1)
+    for count, chosen in enumerate(points, start=1):
+        for point, turn in _steps(chance, chosen):
+            replica = run.start(
+                seed=seed * 1_000_000 + next(numbers),
+                load=load,
+                failpoint=point,
+                failpoint_turn=turn,
+                stop_after_load=point.startswith("stop"),
+            )
+            code = replica.wait(REACH_SECONDS)
+            assert code == -signal.SIGKILL, f"the application did not die at {point} but by {code}"
+        if count % check_every == 0 and (violations := _rest(run)):
             return violations
     return _rest(run)
 
 
-def _steps(points: list[str], chance: random.Random) -> Iterator[tuple[str, int]]:
-    for point in points:
-        if point == "takeover":  # there must be something to take
-            yield "start_record", 2
-        once_only = point in ("takeover", "heartbeat") or point.startswith("stop")
-        yield point, 1 if once_only else chance.randint(1, MOST_TURNS)
+def _steps(chance: random.Random, point: str) -> list[tuple[str, int]]:
+    """Where an application dies, and for which time it is there; before it another if need be."""
+    if point == "takeover":  # there must be something to take
+        return [("start_record", 2), (point, 1)]
+    once_only = point == "heartbeat" or point.startswith("stop")
+    return [(point, 1 if once_only else chance.randint(1, MOST_TURNS))]
 
 
 def _rest(run: Run) -> list[Violation]:
