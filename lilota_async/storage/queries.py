@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import Select, Text, bindparam, literal_column, select, text, type_coerce
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from lilota_async.errors import StoreUnavailable
 from lilota_async.models.tables import Task
@@ -25,6 +25,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Bound, BoundedInsert
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 # An id has the time of the node that made it, and the row that of the database.
@@ -281,9 +282,10 @@ async def _rows(
     connected: AbstractAsyncContextManager[AsyncConnection],
     statement: Select[*tuple[Any, ...]],
 ) -> Sequence[Any]:
-    async with (
-        connected as connection,
-        AsyncSession(bind=connection, expire_on_commit=False) as session,
-    ):
-        rows: Sequence[Any] = (await session.execute(statement)).all()
-        return rows
+    async with connected as connection:
+        return await connection.run_sync(_select, statement)
+
+
+def _select(connection: Connection, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
+    with Session(bind=connection, expire_on_commit=False) as session:
+        return session.execute(statement).all()
