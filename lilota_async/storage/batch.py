@@ -73,10 +73,7 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
     @property
     def new_tasks(self) -> Sequence[NewTask]:
         """The rows that it would add."""
-        if self.kind is Kind.ADMIT:
-            tasks: Sequence[NewTask] = self.value.tasks
-            return tasks
-        return self.value if self.kind is Kind.INSERT else ()
+        return _new_tasks(self.kind, self.value)
 
     @property
     def ends_attempt(self) -> bool:
@@ -104,10 +101,17 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
             self.future.set_exception(error)
 
 
+def _new_tasks(kind: Kind, value: Any) -> Sequence[NewTask]:
+    if kind is Kind.ADMIT:
+        tasks: Sequence[NewTask] = value.tasks
+        return tasks
+    return value if kind is Kind.INSERT else ()
+
+
 def payload_size(kind: Kind, value: Any) -> int:
     """About how many characters the operation sends."""
     if kind in (Kind.INSERT, Kind.ADMIT):
-        return _size_of_tasks(value if kind is Kind.INSERT else value.tasks)
+        return _size_of_tasks(_new_tasks(kind, value))
     if kind is Kind.REPORT:
         return len(value.checkpoint or "")
     if kind is Kind.FINISH:
