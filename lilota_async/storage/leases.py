@@ -123,7 +123,7 @@ class LeaseStore(ABC):
                 is_cancel_requested=row.cancel_requested_at is not None,
             )
             for row in found.all()
-            if is_sound(row)
+            if is_sound(row.id, row.attempts, row.interruptions)
         ]
         if lost:
             owner = self._key(node_id)

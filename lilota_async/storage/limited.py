@@ -248,7 +248,7 @@ class Limits:
         ids = [each.id for each in chosen]
         rows = {row.id: row for row in (await c.execute(self._locked, {"ids": ids})).all()}
         found = [rows[each.id] for each in chosen if each.id in rows]
-        sound = [row for row in found if is_sound(row)]
+        sound = [row for row in found if is_sound(row.id, row.attempts)]
         if len(sound) < len(found):
             await self._store.refuse(c, [row.id for row in found if row not in sound])
         if not sound:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import bindparam, text
 
@@ -112,23 +113,36 @@ class RowStore(Store):
             },
         )
         rows = picked.all()
-        sound = [row for row in rows if is_sound(row)]
+        sound = [row for row in rows if is_sound(row.id, row.attempts)]
         if len(sound) < len(rows):
             await self.refuse(c, [row.id for row in rows if row not in sound])
         chosen = list(zip(sound, claim.pids, strict=False))
         if not chosen:
             return []
-        node = self._key(claim.node_id)
+        await self._start(c, claim.node_id, chosen)
+        return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
+
+    async def _start(
+        self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
+    ) -> None:
+        """pending -> running, in these processes."""
+        node = self._key(node_id)
         await c.execute(
             self._claim, [{"id": row.id, "pid": pid, "node": node} for row, pid in chosen]
         )
-        return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
 
     async def refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
         """pending -> failed, for rows that no attempt can be made of."""
         await c.execute(self._refusal, [{"id": key, "exception": _UNREADABLE} for key in keys])
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+        if await self._end(c, finishes) == len(finishes):
+            return [True] * len(finishes)
+        wanted = [(finish.attempt, finish.status.value) for finish in finishes]
+        return await self._are_so(c, wanted)
+
+    async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+        """running -> final, for those that are not fenced off: how many."""
         parameters = [
             {
                 **self._fence(finish.attempt),
@@ -139,11 +153,7 @@ class RowStore(Store):
             }
             for finish in finishes
         ]
-        result = await c.execute(self._finish, parameters)
-        if result.rowcount == len(finishes):
-            return [True] * len(finishes)
-        wanted = [(finish.attempt, finish.status.value) for finish in finishes]
-        return await self._are_so(c, wanted)
+        return (await c.execute(self._finish, parameters)).rowcount
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
         # One by one: afterwards the row does not tell whose attempt it was.

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import text
+from uuid import UUID
 
 from lilota_async.models.values import TaskId
-from lilota_async.storage.dialect import PAUSED
+from lilota_async.storage import sqlite_sql as sql
 from lilota_async.storage.rows import RowDialect, RowStore
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import Finish, NewTask
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-# SQLite has milliseconds; the zeros make the text comparable with microseconds.
-_NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+_MOST = 2**63 - 1
 _JULIAN_NOW = "julianday('now')"
 _SECONDS_PER_DAY = "86400.0"
 
@@ -25,7 +23,7 @@ _SECONDS_PER_DAY = "86400.0"
 class SqliteDialect(RowDialect):
     """No row locks: `BEGIN IMMEDIATE` lets one transaction write at a time."""
 
-    now = _NOW
+    now = sql.NOW
     seconds_since_seen = f"({_JULIAN_NOW} - julianday(last_seen_at)) * {_SECONDS_PER_DAY}"
     for_update = ""
     for_adoption = ""
@@ -41,7 +39,7 @@ class SqliteDialect(RowDialect):
         return f"(julianday({later}) - julianday({earlier})) * {_SECONDS_PER_DAY}"
 
     def later(self, seconds: str) -> str:
-        return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {seconds}))"
+        return sql.later(seconds)
 
     def time(self, value: datetime | None) -> Any:
         if value is None:
@@ -53,46 +51,61 @@ class SqliteStore(RowStore):
     """The embedded default."""
 
     def __init__(self) -> None:
-        dialect = SqliteDialect()
-        super().__init__(dialect)
-        self._insert = text(f"""
-            INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,
-                progress_percentage, input, attempts, max_attempts, interruptions,
-                timeout_seconds, tags, unique_key, unique_until, concurrency_key, locked_by, pid,
-                start_date_time, nominal_time)
-            SELECT :id, :name, :status, :priority, {dialect.now},
-                COALESCE(:run_at, {dialect.later(":delay")}),
-                0, :input, :attempts, :max_attempts, 0, :timeout, :tags, :unique_key,
-                CASE WHEN :unique_seconds IS NOT NULL THEN {dialect.later(":unique_seconds")} END,
-                :concurrency_key, :node, :pid,
-                CASE WHEN :node IS NOT NULL THEN {dialect.now} END, :nominal_time
-            WHERE :node IS NULL OR (:name NOT IN {PAUSED} AND '' NOT IN {PAUSED})
-            ON CONFLICT DO NOTHING""")
+        super().__init__(SqliteDialect())
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        written = await c.execute(
-            self._insert,
-            [
-                {
-                    "id": self._key(task.id),
-                    "name": task.name,
-                    "priority": task.priority,
-                    "delay": float(task.delay_seconds),
-                    "run_at": None if task.run_at is None else self.dialect.time(task.run_at),
-                    "input": task.input,
-                    "max_attempts": task.max_attempts,
-                    "timeout": task.timeout_seconds,
-                    "tags": task.tags,
-                    "unique_key": task.unique_key,
-                    "unique_seconds": task.unique_seconds,
-                    "concurrency_key": task.concurrency_key,
-                    "nominal_time": self.dialect.time(task.nominal_time),
-                    **self._owner(task),
-                }
-                for task in tasks
-            ],
+        if any(max(abs(task.priority), task.max_attempts) > _MOST for task in tasks):
+            raise OverflowError("An integer has more than 64 bits")  # JSON would round it
+        time = self.dialect.time
+        rows = (
+            (
+                self._key(task.id),
+                task.name,
+                task.priority,
+                task.delay_seconds,
+                None if task.run_at is None else time(task.run_at),
+                task.input,
+                task.max_attempts,
+                task.timeout_seconds,
+                task.tags,
+                task.unique_key,
+                task.unique_seconds,
+                task.concurrency_key,
+                None if task.node_id is None else self._key(task.node_id),
+                task.pid,
+                None if task.nominal_time is None else time(task.nominal_time),
+            )
+            for task in tasks
         )
+        written = await c.execute(sql.INSERT, sql.encode(rows))
         refused = await self._refused(c, tasks)
         if written.rowcount < len(tasks):
             refused |= await self._not_begun(c, tasks)
         return refused
+
+    async def _start(
+        self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
+    ) -> None:
+        rows = ((row.id, pid) for row, pid in chosen)
+        await c.execute(sql.CLAIM, {"node_id": self._key(node_id), **sql.encode(rows)})
+
+    async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+        if len({finish.attempt.id for finish in finishes}) < len(finishes):
+            return await super()._end(c, finishes)  # the first end of an attempt counts
+        rows = (
+            (
+                self._key(finish.attempt.id),
+                finish.attempt.number,
+                self._key(finish.attempt.node_id),
+                finish.status.value,
+                finish.progress,
+                finish.output,
+                finish.exception,
+                finish.failures,
+                finish.cost.cpu_seconds,
+                finish.cost.peak_memory_bytes,
+                finish.cost.log,
+            )
+            for finish in finishes
+        )
+        return (await c.execute(sql.FINISH, sql.encode(rows))).rowcount

@@ -208,3 +208,15 @@ async def test_texts_are_stored_byte_for_byte(database: Database, store: Store) 
         )
         assert stored_input == content
         assert stored_output == content
+
+
+async def test_the_first_of_two_ends_counts(database: Database, store: Store) -> None:
+    """Also when both come in one batch."""
+    if database.dialect == "postgresql":
+        pytest.skip("one statement writes one of them, and says so to both")
+    attempt = (await claim_new(database, store)).attempt
+    done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
+    failed = Finish(attempt=attempt, status=TaskStatus.FAILED)
+    assert await finish(database, store, done, failed) == [True, False]
+    row = await row_of(database, attempt.id)
+    assert (row.status, row.output) == (TaskStatus.COMPLETED, 1)
