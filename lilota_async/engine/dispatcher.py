@@ -253,7 +253,7 @@ class Dispatcher:
             self.wake()  # the claim that came before the look has not seen it
 
     async def _look(self, c: Any) -> Any:
-        names = [name for name in self._registry if not self.limits.is_paused(name)]
+        names = [name for name in tuple(self._registry) if not self.limits.is_paused(name)]
         return await self._store.seconds_to_next(c, names), await self._store.limits.in_use(c)
 
     def _expect(self, seconds: float) -> None:

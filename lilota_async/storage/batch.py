@@ -184,6 +184,19 @@ class Turns:
         return ALL_KINDS
 
 
+def is_one_statement(store: Store, batch: Sequence[Operation]) -> bool:
+    """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
+    first, last = batch[0].kind, batch[-1].kind
+    return (
+        store.one_statement_batches
+        and first is last
+        and first not in (Kind.ADMIT, Kind.EXECUTE)
+        and not (first is Kind.FINISH and any(each.value.children for each in batch))
+        and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
+        and not isinstance(batch[0].value, LimitedClaim)
+    )
+
+
 async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) -> list[Any]:
     """Run a batch that is ordered by kind; one outcome for each operation."""
     outcomes: list[Any] = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
-from sqlalchemy import NullPool, event
+from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -22,17 +22,23 @@ from lilota_async.errors import (
     StoreUnavailable,
 )
 from lilota_async.storage.failures import describe, is_disconnect, is_missing_table, is_too_large
+from lilota_async.storage.threaded import ThreadedConnection
 from lilota_async.storage.threads import in_thread
 from lilota_async.storage.urls import DialectName, Target, dialect_of, parse_target
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, Engine
 
 __all__ = ["Database", "begin", "commit", "is_disconnect", "rollback", "transaction"]
 
 T = TypeVar("T")
 
 _EXTRAS = {"asyncmy": "mysql", "psycopg": "psycopg"}
+_ENGINE_OPTIONS: dict[str, Any] = {
+    "hide_parameters": True,
+    "isolation_level": "AUTOCOMMIT",
+    "skip_autocommit_rollback": True,
+}
 _SQLITE_BUSY = 5
 # Without gap locks, so that a claim keeps nobody from inserting.
 _BEGIN_MARIADB = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION")
@@ -68,6 +74,7 @@ class Database:
         self._given: AsyncEngine | None = None
         self._pooled: AsyncEngine | None = None
         self._unpooled: AsyncEngine | None = None
+        self._blocking: Engine | None = None
         self._work: set[asyncio.Task[Any]] = set()
         if engine is not None:
             self.dialect = dialect_of(engine.url)
@@ -134,8 +141,22 @@ class Database:
     async def acquire(self) -> AsyncConnection:
         """An AUTOCOMMIT connection that the caller closes, or StoreUnavailable."""
         engine = await self._engine()
+        return await self._connected(engine.connect())
+
+    async def acquire_own(self) -> AsyncConnection:
+        """As `acquire()`, for the writer: on SQLite it has a thread where transactions run."""
+        if self.dialect != "sqlite" or self._target is None:
+            return await self.acquire()
+        await self._engine()  # the file is there
+        if self._blocking is None:
+            self._blocking = await in_thread(_create_blocking_engine, self._target)
+        connection = ThreadedConnection(self._blocking)
+        await self._connected(connection.open())
+        return cast("AsyncConnection", connection)  # what the storage uses of one
+
+    async def _connected(self, connecting: Awaitable[T]) -> T:
         try:
-            return await engine.connect()
+            return await connecting
         except (TypeError, ImportError) as error:
             raise ConfigurationError(
                 f"The driver does not accept {self!r}: {self.describe(error)}"
@@ -200,9 +221,7 @@ def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
         engine = create_async_engine(
             target.url,
             connect_args=target.connect_args,
-            hide_parameters=True,
-            isolation_level="AUTOCOMMIT",
-            skip_autocommit_rollback=True,
+            **_ENGINE_OPTIONS,
             **options,
         )
     except ImportError as error:
@@ -213,12 +232,24 @@ def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
             f"The database driver {package!r} is not installed; run: pip install '{install}'"
         ) from error
     if target.dialect == "sqlite":
-        _set_pragmas(engine, target.synchronous)
+        _set_pragmas(engine.sync_engine, target.synchronous)
     return engine
 
 
-def _set_pragmas(engine: AsyncEngine, synchronous: str) -> None:
-    @event.listens_for(engine.sync_engine, "connect")
+def _create_blocking_engine(target: Target) -> Engine:
+    """One for SQLite whose connections belong to a thread."""
+    engine = create_engine(
+        target.url.set(drivername="sqlite"),
+        connect_args=target.connect_args,
+        poolclass=NullPool,
+        **_ENGINE_OPTIONS,
+    )
+    _set_pragmas(engine, target.synchronous)
+    return engine
+
+
+def _set_pragmas(engine: Engine, synchronous: str) -> None:
+    @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         try:

@@ -53,7 +53,7 @@ class Link:
             if self._pause:
                 # Not all replicas at the same moment.
                 await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
-            connection = await self._database.acquire()
+            connection = await self._database.acquire_own()
             try:
                 await self._prepare(connection)
             except BaseException:

@@ -10,18 +10,26 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
 from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import Kind, Operation, Turns, apply, payload_size, take
+from lilota_async.storage.batch import (
+    Kind,
+    Operation,
+    Turns,
+    apply,
+    is_one_statement,
+    payload_size,
+    take,
+)
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
 from lilota_async.storage.store import Store
+from lilota_async.storage.threaded import in_one_go
 from lilota_async.storage.transitions import (
     Bound,
     BoundedInsert,
@@ -80,12 +88,7 @@ class Writer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     @property
@@ -183,9 +186,10 @@ class Writer:
     ) -> T:
         """Run another call of the store in the next flush, in its transaction.
 
-        Not `in_transaction`: it is one statement, or only reads. It may run twice when the
-        database goes away in between. What it raises rolls the transaction back, but for errors
-        of lilota: those must come before any write.
+        Not `in_transaction`: it is one statement, or only reads. It awaits nothing but the
+        connection, maybe in another thread, and may run twice when the database goes away in
+        between. What it raises rolls the transaction back, but for errors of lilota: those must
+        come before any write.
         """
         kind = Kind.EXECUTE if in_transaction else Kind.LOOK
         return cast("T", await self._submit(kind, operation, timed=True))
@@ -220,6 +224,8 @@ class Writer:
             if not self._queue and self._link.is_up:
                 await self._wake.wait()
             self._wake.clear()
+            if not self._store.one_statement_batches:
+                await asyncio.sleep(0)  # who was just answered may have more for this flush
             self._in_flight = self._take()
             loop = asyncio.get_running_loop()
             self._expiry = loop.call_later(_EXPIRY_PERIOD, self._expire)
@@ -279,20 +285,29 @@ class Writer:
         self.flushes += 1
         for operation in batch:
             operation.sent = True
-        committing = False
-        try:
-            if self._is_one_statement(batch):
-                committing = True
+        committing = is_single = is_one_statement(self._store, batch)
+
+        async def write() -> list[Any]:
+            nonlocal committing
+            if is_single:
                 return await apply(self._store, connection, batch)
             await begin(connection)
             outcomes = await apply(self._store, connection, batch)
             committing = True
             await commit(connection)
             return outcomes
+
+        try:
+            return await in_one_go(connection, write())
+        except asyncio.CancelledError:
+            for operation in batch:
+                operation.in_doubt = True  # a thread or a server may go on with it
+            raise
         except Exception as error:
             if connection.invalidated:
-                self._suspect(batch)
-            elif not self._is_one_statement(batch):
+                for operation in batch:
+                    operation.losses += 1  # it was there, and may be what breaks it
+            elif not is_single:
                 await rollback(connection)
             for operation in batch:
                 operation.in_doubt |= committing and is_disconnect(error)
@@ -300,18 +315,6 @@ class Writer:
         finally:
             for operation in batch:
                 operation.sent = False
-
-    def _is_one_statement(self, batch: Sequence[Operation]) -> bool:
-        """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
-        first, last = batch[0].kind, batch[-1].kind
-        return (
-            self._store.one_statement_batches
-            and first is last
-            and first not in (Kind.ADMIT, Kind.EXECUTE)
-            and not (first is Kind.FINISH and any(each.value.children for each in batch))
-            and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
-            and not isinstance(batch[0].value, LimitedClaim)
-        )
 
     def _settle(self, operation: Operation, outcome: Any) -> None:
         if operation.kind is Kind.CLAIM and operation.future.done():
@@ -324,11 +327,6 @@ class Writer:
             operation.fail(outcome)
         elif not operation.future.done():
             operation.future.set_result(outcome)
-
-    def _suspect(self, batch: Sequence[Operation]) -> None:
-        """Note who was there when the connection broke: it may be what breaks it."""
-        for operation in batch:
-            operation.losses += 1
 
     async def _lost(self, batch: Sequence[Operation], error: Exception) -> None:
         """Keep the batch for later, in front of what came after it; claims fail now."""

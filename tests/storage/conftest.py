@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -24,6 +25,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     left = checked_out(database)
     await database.close()
     assert left == 0
+    assert not [each for each in threading.enumerate() if "lilota-connection" in each.name]
 
 
 @pytest.fixture

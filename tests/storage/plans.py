@@ -32,18 +32,22 @@ class Recorded:
 @contextmanager
 def recording(database: Database) -> Iterator[Recorded]:
     """Record what goes to the open database within the block."""
-    engine = database._pooled
-    assert engine is not None
+    assert database._pooled is not None
+    engines = [database._pooled.sync_engine]
+    if database._blocking is not None:
+        engines.append(database._blocking)
     recorded = Recorded()
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         recorded.statements.append((statement, parameters or ()))
 
-    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
     try:
         yield recorded
     finally:
-        event.remove(engine.sync_engine, "before_cursor_execute", note)
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", note)
 
 
 def reads_whole_table(plan: str) -> bool:

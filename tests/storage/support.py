@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,6 +38,16 @@ def checked_out(database: Database) -> int:
     assert engine is not None
     assert isinstance(engine.pool, QueuePool)
     return engine.pool.checkedout()
+
+
+async def held_by(gate: threading.Event, seconds: float = 10.0) -> None:
+    """Wait for the gate where a store's method waits: on the loop or in a connection's thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        gate.wait(seconds)
+    else:
+        await asyncio.to_thread(gate.wait, seconds)
 
 
 def new_task(name: str = "add", **values: Any) -> NewTask:

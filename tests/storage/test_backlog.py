@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Bound, BoundedInsert, NewTask
 from lilota_async.storage.writer import Writer
 from tests.storage.plans import reads_whole_table, recording
-from tests.storage.support import claim, insert, new_task, raw, transacting
+from tests.storage.support import claim, held_by, insert, new_task, raw, transacting
 
 pytestmark = pytest.mark.anyio
 WHOLE = Bound(name=None, most=10)
@@ -124,7 +125,7 @@ async def test_a_commit_in_doubt_tells_the_ids(
     insert = store.insert
 
     async def hang(c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        await asyncio.sleep(1.0)
+        await held_by(threading.Event(), seconds=1.0)
         return await insert(c, tasks)
 
     monkeypatch.setattr(store, "insert", hang)

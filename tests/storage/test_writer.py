@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from lilota_async.storage.transitions import (
     Requeue,
 )
 from lilota_async.storage.writer import Writer
-from tests.storage.support import NODE, checked_out, eventually, new_task, row_of
+from tests.storage.support import NODE, checked_out, eventually, held_by, new_task, row_of
 
 pytestmark = pytest.mark.anyio
 
@@ -152,7 +153,8 @@ async def test_cancelled_inserts_leave_no_connection(database: Database, writer:
     last = new_task()
     await writer.insert([last])
     assert await get_task(database, last.id) is not None
-    assert checked_out(database) == 1
+    # On SQLite the writer's own connection is none of the pool's.
+    assert checked_out(database) == (0 if database.dialect == "sqlite" else 1)
 
 
 async def test_a_cancelled_claim_gives_its_tasks_back(
@@ -161,12 +163,12 @@ async def test_a_cancelled_claim_gives_its_tasks_back(
     """Nobody would run them: they are pending again, uncounted."""
     task = new_task()
     await writer.insert([task])
-    gate = asyncio.Event()
+    gate = threading.Event()
     claim = store.claim
 
     async def hold(c: AsyncConnection, wanted: Claim) -> list[ClaimedTask]:
         claimed = await claim(c, wanted)
-        await gate.wait()
+        await held_by(gate)
         return claimed
 
     monkeypatch.setattr(store, "claim", hold)
