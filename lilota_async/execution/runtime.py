@@ -8,6 +8,7 @@ process, the first two have already been heard.
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -69,6 +70,7 @@ def boot(
     for name, level in log_levels.items():
         logging.getLogger(name).setLevel(level)
     hand_over_records(worker.handler)
+    gc.freeze()  # a collection would write to, and so copy, all pages shared with the fork server
 
 
 def ready() -> None:

@@ -9,11 +9,8 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Boolean, Computed, Float, Integer, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
+from lilota_async.models.types import Json, LongText, Status, TaskIdType, UtcDateTime
 from lilota_async.models.values import NAME_LENGTH, TaskId, TaskStatus
-
-# Names compare byte by byte on every database, so `Add` and `add` are two tasks on MariaDB too.
-_MARIADB_OPTIONS = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_nopad_bin"}
 
 
 def _now() -> datetime:
@@ -65,11 +62,9 @@ class Task(Base):
     )
     checkpoint: Mapped[Any | None] = mapped_column(Json)
     failures: Mapped[list[Any] | None] = mapped_column(Json)
-    log: Mapped[str | None] = mapped_column(LONG_TEXT)
+    log: Mapped[str | None] = mapped_column(LongText)
     cpu_seconds: Mapped[float | None] = mapped_column(Float(53))
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-
-    __table_args__ = _MARIADB_OPTIONS
 
     def __repr__(self) -> str:
         return (
@@ -82,7 +77,6 @@ class Node(Base):
     """One started Lilota: it owns the running tasks whose `locked_by` is its id."""
 
     __tablename__ = "lilota_node"
-    __table_args__ = _MARIADB_OPTIONS
 
     id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)
     machine: Mapped[str] = mapped_column(String(100))
@@ -104,7 +98,6 @@ class Limit(Base):
     """
 
     __tablename__ = "lilota_limit"
-    __table_args__ = _MARIADB_OPTIONS
 
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -115,7 +108,6 @@ class Schedule(Base):
     """Up to when the ticks of a periodic task have been taken care of, for each of its rhythms."""
 
     __tablename__ = "lilota_schedule"
-    __table_args__ = _MARIADB_OPTIONS
 
     name: Mapped[str] = mapped_column(String(NAME_LENGTH), primary_key=True)
     rhythm: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -126,10 +118,7 @@ class Dependency(Base):
     """`task_id` waits for the end of `on_id`; gone once that is taken note of."""
 
     __tablename__ = "lilota_dependency"
-    __table_args__ = (
-        UniqueConstraint("task_id", "on_id", name="ux_lilota_dependency_task"),
-        _MARIADB_OPTIONS,
-    )
+    __table_args__ = (UniqueConstraint("task_id", "on_id", name="ux_lilota_dependency_task"),)
 
     on_id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)
     task_id: Mapped[UUID] = mapped_column(TaskIdType, primary_key=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import DateTime, Dialect, String, Text, Uuid
-from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from lilota_async.models.values import TaskId, TaskStatus
@@ -21,6 +20,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects import mysql  # a mebibyte that only its users pay for
+
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
 
@@ -38,6 +39,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class LongText(TypeDecorator[str]):
+    """Text with no limit that a payload would reach."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects import mysql
+
+            return dialect.type_descriptor(mysql.LONGTEXT())
+        return dialect.type_descriptor(Text())
+
+
 class Json(TypeDecorator[Any]):
     """Any JSON value, kept as the text it was encoded to.
 
@@ -45,11 +60,8 @@ class Json(TypeDecorator[Any]):
     order of keys. Text that is not JSON, as after an edit by hand, comes back as it is.
     """
 
-    impl = Text
+    impl = LongText
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(LONG_TEXT)
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
@@ -90,6 +102,3 @@ class TaskIdType(TypeDecorator[TaskId[Any]]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> TaskId[Any] | None:
         return None if value is None else TaskId(value)
-
-
-LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")

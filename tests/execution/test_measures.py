@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -189,3 +190,10 @@ async def test_a_group_within_its_limit_is_left_alone(cells: Bench) -> None:
     assert told == []
     watch.close()
     assert watch._timer is None
+
+
+async def test_collections_leave_alone_what_is_shared(cells: Bench) -> None:
+    """What a task process begins with is never visited by its garbage collector."""
+    cell = await cells.cell()
+    frozen = await cells.value(cell, gc.get_freeze_count)
+    assert frozen > 10_000

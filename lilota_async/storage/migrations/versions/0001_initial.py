@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from lilota_async.models.types import LONG_TEXT, Json, Status, TaskIdType, UtcDateTime
+from lilota_async.models.types import Json, LongText, Status, TaskIdType, UtcDateTime
 
 revision = "0001"
 down_revision = None
@@ -80,7 +80,7 @@ def _create_task_table() -> None:
         ),
         sa.Column("checkpoint", Json(), nullable=True),
         sa.Column("failures", Json(), nullable=True),
-        sa.Column("log", LONG_TEXT, nullable=True),
+        sa.Column("log", LongText, nullable=True),
         sa.Column("cpu_seconds", sa.Float(53), nullable=True),
         sa.Column("peak_memory_bytes", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
