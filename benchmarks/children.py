@@ -107,8 +107,6 @@ async def footprint(url: str, kind: str) -> dict[str, Any]:
 
     from benchmarks.tasks import create_lilota
 
-    async with create_lilota(url):  # migrates, which an application does once
-        pass
     async with create_lilota(url):
         return await _settled_pss()
 
@@ -121,9 +119,11 @@ async def _settled_pss() -> dict[str, Any]:
 
 def _family(pid: int) -> list[int]:
     """The process and all below it, without psutil, which would weigh on what is measured."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        children = [int(child) for child in file.read().split()]
-    return [pid, *(each for child in children for each in _family(child))]
+    family = [pid]
+    for thread in os.listdir(f"/proc/{pid}/task"):  # each knows of those that it has started
+        with open(f"/proc/{pid}/task/{thread}/children") as file:
+            family += [each for child in file.read().split() for each in _family(int(child))]
+    return family
 
 
 def _pss_mib(pid: int) -> float:
