@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ _DRIVERS = {
 _PSYCOPG = ("postgresql+psycopg", "postgresql+psycopg_async")
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _CONNECT_SECONDS = 10
+_OLDEST_SQLITE = (3, 33)  # UPDATE ... FROM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,11 @@ def dialect_of(url: URL) -> DialectName:
         raise ConfigurationError(
             "An in-memory SQLite database belongs to one connection, and lilota needs several; "
             "use a file, such as 'sqlite:///lilota.db'"
+        )
+    if dialect == "sqlite" and sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise ConfigurationError(
+            f"Python's SQLite is of version {sqlite3.sqlite_version}, and lilota needs 3.33 or "
+            "later; use a newer Python, or another database"
         )
     return dialect
 

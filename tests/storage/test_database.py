@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import stat
 import sys
 import threading
@@ -59,6 +60,13 @@ def test_what_cannot_work_is_refused(url: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason) as caught:
         Database(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_old_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names what is needed, before any statement fails."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 32, 3))
+    with pytest.raises(ConfigurationError, match=r"3\.33 or later"):
+        Database("sqlite:///a.db")
 
 
 def test_exactly_one_of_url_and_engine(tmp_path: Path) -> None:
