@@ -58,7 +58,7 @@ async def memory(context: Context) -> list[Figure]:
                 samples.append(found["pss_mib"])
     return [
         _memory_over("12", "an app without SQLAlchemy", sizes, "lilota", "bare"),
-        _memory_over("12 f", "the first, once it has created the tables", sizes, "first", "bare"),
+        _memory_over("12 f", "that, at the start that makes the tables", sizes, "first", "bare"),
         _memory_over("12 d", "one with SQLAlchemy and a connection", sizes, "lilota", "database"),
         *[await _import_time(context, name) for name in ("", ".core")],
     ]
