@@ -14,7 +14,7 @@ from tests.faults.chaos import TAKEOVER_BAR, Options, chaos
 def test_nothing_is_lost_in_chaos(tmp_path: Path, database: str) -> None:
     """Applications, task processes and the database die every second, and no promise breaks."""
     options = Options(
-        minutes=0.35 if database == "postgresql" else 0.2,
+        minutes=0.35,
         tasks=400,
         replicas=3 if database == "postgresql" else 1,
         seed=11,
