@@ -86,7 +86,7 @@ class Tasks(Records):
             async for event in events:
                 row = None
                 if event.status.is_final and not story.knows_log:
-                    row = await self.get_task_by_id(task_id)
+                    row = await self._read(task_id)
                 if row is not None and row.status is event.status:
                     told = story.tell_row(_status_event(row), row.log)
                 else:
@@ -227,13 +227,16 @@ class Tasks(Records):
         return self._node
 
     async def _existing(self, task_id: UUID) -> Task:
-        if self._node is None:
-            task = await self.get_task_by_id(task_id)
-        else:
-            task = await self._node.rows.read(task_id)
+        task = await self._read(task_id)
         if task is None:
             raise TaskNotFound(task_id)
         return task
+
+    async def _read(self, task_id: UUID) -> Task | None:
+        """The row, with those that others wait for at the same time."""
+        if self._node is None:
+            return await self.get_task_by_id(task_id)
+        return await self._node.rows.read(task_id)
 
 
 async def _no_events() -> AsyncIterator[TaskEvent]:
