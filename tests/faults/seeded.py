@@ -27,16 +27,12 @@ def _fault(function: Callable[[], None]) -> Callable[[], None]:
 
 @_fault
 def fence_dropped() -> None:
-    """A finish is written whoever owns the attempt by now."""
-    from lilota_async.storage import rows
+    """A finish is written whoever owns the attempt by now (SQLite)."""
+    from lilota_async.storage import sqlite_sql
 
-    original = rows.RowStore.__init__
-
-    def patched(self: Any, dialect: Any) -> None:
-        original(self, dialect)
-        self._finish = text(str(self._finish.text).replace(rows._FENCE, "id = :id"))
-
-    rows.RowStore.__init__ = patched  # type: ignore[method-assign]
+    finish = str(sqlite_sql.FINISH.text)
+    assert sqlite_sql._FENCE in finish
+    sqlite_sql.FINISH = text(finish.replace(sqlite_sql._FENCE, "task.id = new.id"))
 
 
 @_fault
