@@ -151,8 +151,9 @@ class Dispatcher:
 
     def begin(self, claimed: ClaimedTask, place: Place) -> None:
         """The task was inserted as running in its place."""
-        self._places.give_back(place)
+        # In this order: what releases unknown rows may look from another thread, between the two.
         self.running.begin(claimed, place.slot)
+        self._places.give_back(place)
         if self._claim_in_doubt:
             self.wake()
 

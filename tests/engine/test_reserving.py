@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lilota_async import Lilota
+from lilota_async.engine.running import RunningAttempts
 from lilota_async.storage.writer import Writer
 from tests.api.support import marked
 from tests.api.tasks import echo, hold
@@ -46,3 +47,24 @@ async def test_a_slot_is_given_away_once(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "release").touch()
         assert await node.result(later) == 2
         assert await node.result(held) == "released"
+
+
+async def test_a_place_is_held_until_the_task_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between, the writer's thread would take its row for one that nobody runs."""
+    lilota = Lilota(f"sqlite+aiosqlite:///{tmp_path / 'lilota.db'}", number_of_processes=1)
+    lilota.register(echo)
+    begin, held = RunningAttempts.begin, []
+
+    def noted_begin(self: RunningAttempts, claimed: Any, slot: Any) -> None:
+        assert lilota._node is not None
+        held.append(bool(lilota._node.dispatcher._places))
+        begin(self, claimed, slot)
+
+    monkeypatch.setattr(RunningAttempts, "begin", noted_begin)
+    async with asyncio.timeout(30), lilota:
+        while not any(held):  # until a task was inserted as running
+            assert await lilota.result(await lilota.schedule(echo, 1)) == 1
+            assert held[-1] or len(held) < 20
+        assert not lilota._node.dispatcher._places  # type: ignore[union-attr]
