@@ -203,7 +203,6 @@ class Chaos:
 
     def _kill_replica(self, victim: Replica, amount: float) -> str:
         self._replicas.remove(victim)
-        self._run.facts.ended[victim.pid] = time.time()  # others may see it before we do
         victim.kill()
         self._after(_within(RESTART_SECONDS, amount), self._start_one)
         return "applications killed"

@@ -91,6 +91,7 @@ class Replica:
 
     def kill(self) -> None:
         """SIGKILL; a frozen one dies as well."""
+        self._run.facts.ended[self.pid] = time.time()  # others may see it before we do
         self._process.kill()
         self.wait()
 
