@@ -112,6 +112,16 @@ class MariadbStore(RowStore):
             self.dialect.time(task.nominal_time),
         )
 
+    def _owner(self, task: NewTask) -> dict[str, Any]:
+        """The columns of a new row that tell whether it runs already."""
+        runs = task.node_id is not None
+        return {
+            "status": "running" if runs else "pending",
+            "attempts": int(runs),
+            "node": None if task.node_id is None else self._key(task.node_id),
+            "pid": task.pid,
+        }
+
 
 def _chunks(tasks: Sequence[NewTask]) -> Iterator[list[NewTask]]:
     chunk: list[NewTask] = []

@@ -183,16 +183,6 @@ class RowStore(Store):
             return [True] * len(reports)
         return await self._are_so(c, [(report.attempt, "running") for report in reports])
 
-    def _owner(self, task: NewTask) -> dict[str, Any]:
-        """The columns of a new row that tell whether it runs already."""
-        runs = task.node_id is not None
-        return {
-            "status": "running" if runs else "pending",
-            "attempts": int(runs),
-            "node": None if task.node_id is None else self._key(task.node_id),
-            "pid": task.pid,
-        }
-
     def _fence(self, attempt: Attempt) -> dict[str, Any]:
         return {
             "id": self._key(attempt.id),

@@ -63,7 +63,7 @@ class SqliteStore(RowStore):
                 task.name,
                 task.priority,
                 task.delay_seconds,
-                None if task.run_at is None else time(task.run_at),
+                time(task.run_at),
                 task.input,
                 task.max_attempts,
                 task.timeout_seconds,
@@ -73,7 +73,7 @@ class SqliteStore(RowStore):
                 task.concurrency_key,
                 None if task.node_id is None else self._key(task.node_id),
                 task.pid,
-                None if task.nominal_time is None else time(task.nominal_time),
+                time(task.nominal_time),
             )
             for task in tasks
         )
