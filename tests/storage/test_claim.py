@@ -159,14 +159,7 @@ async def test_claim_reads_the_index_of_pending_rows(database: Database, store: 
     await raw(database, "ANALYZE lilota_task")
     pending = [new_task() for _ in range(3000)]
     await insert(database, store, pending)  # the statistics know of 20
-    # The store's own statement, explained.
-    async with transacting(database) as connection:
-        await store.prepare(connection)  # a reserved connection's, which is dropped after the test
-        plan = await connection.execute(
-            text(f"EXPLAIN {CLAIM.text}"),
-            {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
-        )
-        lines = "\n".join(row[0] for row in plan.all())
+    lines = await _explained(database, store, "EXPLAIN")
     assert "ix_lilota_task_pending" in lines
     assert "Seq Scan" not in lines
     assert "Sort" not in lines
@@ -187,12 +180,17 @@ async def test_what_is_not_due_yet_is_not_read_by_a_claim(database: Database, st
     await insert(database, store, due)
     claimed = await claim(database, store, count=3)
     assert [task.attempt.id for task in claimed] == [due[0].id, due[3].id, due[2].id]
+    lines = await _explained(database, store, "EXPLAIN (ANALYZE, BUFFERS)")
+    pages = max(map(int, re.findall(r"shared hit=(\d+)", lines)))
+    assert pages < 100, lines  # the index of them all has some hundreds
+
+
+async def _explained(database: Database, store: Store, explain: str) -> str:
+    """The plan of PostgreSQL's own statement for a claim, as the writer's connection has it."""
     async with transacting(database) as connection:
-        await store.prepare(connection)
+        await store.prepare(connection)  # a reserved connection's, which is dropped after the test
         plan = await connection.execute(
-            text(f"EXPLAIN (ANALYZE, BUFFERS) {CLAIM.text}"),
+            text(f"{explain} {CLAIM.text}"),
             {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
         )
-        lines = "\n".join(row[0] for row in plan.all())
-        pages = max(map(int, re.findall(r"shared hit=(\d+)", lines)))
-        assert pages < 100, lines  # the index of them all has some hundreds
+        return "\n".join(row[0] for row in plan.all())
