@@ -26,6 +26,7 @@ FAILURES_BEFORE_ERROR = 3
 FIRST_PAUSE_SECONDS = 0.2
 LAST_PAUSE_SECONDS = 30.0
 GROWTH_CHECK_SECONDS = 1.0
+SUCCESSOR_SECONDS = 5.0  # before a process is due for recycling, at its pace so far
 THREADS = 2  # one to start a process while the other buries its predecessor
 HINT = (
     "Most often the main script fails when a task process imports it: what starts the "
@@ -50,20 +51,24 @@ NO_RECYCLING = Recycling()
 
 
 class Age:
-    """What tells whether a cell is due for recycling."""
+    """What tells whether a cell is due for recycling, or will be soon."""
 
-    __slots__ = ("_checked", "_first_bytes", "is_over")
+    __slots__ = ("_born", "_checked", "_first_bytes", "is_late", "is_over")
 
     def __init__(self) -> None:
-        self.is_over = False
+        self.is_late = self.is_over = False
         self._first_bytes: int | None = None
         self._checked = float("-inf")
+        self._born = time.monotonic()
 
     def look(self, cell: Cell, recycling: Recycling) -> None:
-        """Set `is_over` when it is; its size is read once a second at most."""
-        if recycling.calls is not None and cell.finished_calls >= recycling.calls:
-            self.is_over = True
+        """Set `is_late` and `is_over` when it is; its size is read once a second at most."""
         now = time.monotonic()
+        if recycling.calls is not None:
+            left = recycling.calls - cell.finished_calls
+            self.is_over = self.is_over or left <= 0
+            seconds_left = left * (now - self._born) / max(1, cell.finished_calls)
+            self.is_late = self.is_late or seconds_left < SUCCESSOR_SECONDS
         if recycling.growth_bytes is None or now - self._checked < GROWTH_CHECK_SECONDS:
             return
         self._checked = now
@@ -76,6 +81,9 @@ class Age:
 
 class ProcessPool:
     """Task processes for `size` tasks at a time.
+
+    One that is due for recycling before long has its successor standing by, so that no slot is
+    without a process while others wait.
 
     `preload` names modules that the fork server imports once for all processes.
     """
@@ -96,6 +104,8 @@ class ProcessPool:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lilota-cells")
         self._cells: set[Cell] = set()  # with those that come up and those that are buried
         self._ages: dict[Cell, Age] = {}  # of those that take calls
+        self._successors: list[Cell] = []
+        self._coming_up = 0
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = False
         self._failures = 0
@@ -112,6 +122,7 @@ class ProcessPool:
     async def start(self) -> None:
         """Bring all processes up; WorkerStartFailed when one cannot come up."""
         run_before_executors_end(_weakly(self.kill))
+        self._coming_up = self.size
         started = [self._start_cell() for _ in range(self.size)]
         results = await asyncio.gather(*started, return_exceptions=True)
         failed = [result for result in results if isinstance(result, BaseException)]
@@ -149,31 +160,50 @@ class ProcessPool:
         except WorkerStartFailed:
             self._cells.discard(cell)
             raise
-        if cell.is_usable and not self._closing:
-            self._ages[cell] = Age()
+        self._coming_up -= 1
+        if cell.is_usable:
+            self._successors.append(cell)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give slots that are empty to processes that stand by, and bring up what is missing."""
+        if self._closing:
+            return
+        while self._successors and len(self._ages) < self.size:
+            self._ages[self._successors.pop(0)] = Age()
             self._on_idle()
+        wanted = self.size + sum(age.is_late for age in self._ages.values())
+        missing = wanted - len(self._ages) - len(self._successors) - self._coming_up
+        for _ in range(missing):
+            self._coming_up += 1
+            self._spawn(self._bring_up())
 
     def _on_death(self, cell: Cell) -> None:
-        if self._ages.pop(cell, None) is not None and not self._closing:
-            self._spawn(self._replace())
+        self._ages.pop(cell, None)
+        if cell in self._successors:
+            self._successors.remove(cell)
+        self._fill()
         self._spawn(self._bury(cell))
 
     def _on_end_of_call(self, cell: Cell) -> None:
         age = self._ages.get(cell)
         if age is None or self._closing:
             return
+        was_late = age.is_late
         age.look(cell, self._recycling)
         if age.is_over and not cell.load:
             cell.take_no_more()  # what was claimed for it a moment ago is not to be killed
             del self._ages[cell]
-            self._spawn(self._replace())
+            self._fill()
             self._spawn(self._bury(cell))
+        elif age.is_late and not was_late:
+            self._fill()
 
     async def _bury(self, cell: Cell) -> None:
         await cell.close()
         self._cells.discard(cell)
 
-    async def _replace(self) -> None:
+    async def _bring_up(self) -> None:
         while not self._closing:
             try:
                 await self._start_cell()
