@@ -115,7 +115,7 @@ class Lilota(Registration):
         notify: bool = True,
         lease: Duration = 30.0,
         grace: Duration = 2.0,
-        recycle_after: int = 10_000,
+        recycle_after: int = 100_000,
         recycle_growth: int | str | None = "512MiB",
         store_timeout: Duration = 30.0,
         stop_timeout: Duration = 10.0,

@@ -11,8 +11,6 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import msgspec
-
 from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.children import ChildTasks, NewRow
@@ -20,8 +18,8 @@ from lilota_async.engine.dependencies import Dependencies
 from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
 from lilota_async.engine.events import Events
 from lilota_async.engine.housekeeping import Housekeeping
+from lilota_async.engine.insertion import Insertion
 from lilota_async.engine.periodic import PeriodicTasks
-from lilota_async.engine.places import Place
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
 from lilota_async.engine.uniqueness import UniqueInserts
@@ -53,7 +51,6 @@ from lilota_async.storage.transitions import (
     Dependent,
     NewTask,
     NodeRecord,
-    as_claimed,
 )
 from lilota_async.storage.writer import Writer
 
@@ -244,15 +241,18 @@ class Node:
 
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
-        may_run = self._accepting and is_plain(task)
-        place = self.dispatcher.reserve(task.name) if may_run else None
-        if place is None:
-            await self.insert([task])
+        insertion = Insertion(task, self.id, self.dispatcher)
+        if is_plain(task) and self._accepting and self._backlog.bounds_of(task.name):
+            insertion.choose()  # what does not run at once has to fit into the backlog
+            is_alone = not insertion.has_place
         else:
-            # A row that says running must get to its slot, whatever becomes of the caller.
-            refused = await asyncio.shield(self._insert_running(task, place))
-            if task.id in refused:  # paused, of which this node has not heard yet
-                await self.insert([task])
+            is_alone = not is_plain(task)
+        if is_alone:
+            return await self.insert([task])
+        with self._insertion():
+            refused = await self.writer.insert_late(insertion)
+        if refused:  # paused, of which this node has not heard yet
+            await self.insert([task])
 
     async def insert_with(self, session: CallersSession, tasks: list[NewTask]) -> None:
         """Write new rows in a transaction of the application's; they run once it commits."""
@@ -312,24 +312,6 @@ class Node:
         self.dispatcher.look()
         if self._looks_on_commit:
             self.dependencies.look()
-
-    def _insert_running(self, task: NewTask, place: Place) -> asyncio.Future[set[TaskId[Any]]]:
-        running = msgspec.structs.replace(task, node_id=self.id, pid=place.slot.pid)
-        self._inserting += 1
-
-        def begin(inserted: asyncio.Future[set[TaskId[Any]]]) -> None:
-            if inserted.cancelled() or inserted.exception() is not None:
-                self.dispatcher.give_up(place)
-            elif task.id in inserted.result():
-                self.dispatcher.leave(place)
-            else:
-                self.dispatcher.begin(as_claimed(running), place)
-            self._inserting -= 1
-            self._inserted.set()
-
-        inserted = self.writer.insert([running])
-        inserted.add_done_callback(begin)
-        return inserted
 
     @contextmanager
     def _insertion(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
 from lilota_async.errors import NotRunning, StoreError
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask
+from lilota_async.storage.transitions import Claim, Claimed, ClaimedTask, LimitedClaim, NewTask
 from lilota_async.storage.writer import Writer
 
 POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
@@ -70,14 +70,15 @@ class Dispatcher:
         self._store = store
         self._pools = pools
         self._wake = asyncio.Event()
-        self._may_be_more = True
+        self._unclaimed: set[str] = set()
+        """The kinds of which rows may wait that no claim has been sent for."""
         self._looks_ahead = True
         self._alarm = Alarm(self.look)
         self._claim_in_doubt = False
         self._bursts = Bursts()
         self.limits = LimitsInUse(registry)
         self._places = Places(LARGEST_BURST)
-        self._offered: set[Slot] = set()  # to the claim under way
+        self._all_begun = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._halting = False
         self._claim_before: datetime | None = None
@@ -102,7 +103,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """There may be something to claim."""
-        self._may_be_more = True
+        self._unclaimed.update(self._pools)
         self._wake.set()
 
     def look(self) -> None:
@@ -123,12 +124,12 @@ class Dispatcher:
 
     def on_slot_free(self) -> None:
         """There is a slot to claim for, which matters if something was left unclaimed."""
-        if self._may_be_more or self._drained is not None:
+        if self._unclaimed:
             self._wake.set()
 
     def _on_over(self) -> None:
         if self._drained is not None:
-            self._wake.set()
+            self.wake()
 
     async def _on_place_free(self) -> None:
         self.wake()
@@ -139,7 +140,7 @@ class Dispatcher:
     def reserve(self, name: str) -> Place | None:
         """A place for a task that is about to be inserted, if nothing waits before it."""
         kind = self._registry[name].settings.executor
-        if self._may_be_more or self._halting or self._drained is not None:
+        if kind in self._unclaimed or self._halting or self._drained is not None:
             return None
         if self._claim_in_doubt or not self._settings.may_claim():
             return None
@@ -147,26 +148,31 @@ class Dispatcher:
             return None
         slots = self._pools[kind].slots() if self._pools else ()
         room = self._bursts.room(name) if kind == "process" else 1
-        return self._places.take(slots, room, self._offered, self.running.slow_slots)
+        return self._places.take(slots, room, self.running.slow_slots)
 
     def begin(self, claimed: ClaimedTask, place: Place) -> None:
         """The task was inserted as running in its place."""
         # In this order: what releases unknown rows may look from another thread, between the two.
         self.running.begin(claimed, place.slot)
-        self._places.give_back(place)
+        self._give_back(place)
         if self._claim_in_doubt:
             self.wake()
 
     def leave(self, place: Place) -> None:
         """The task was not inserted, since there is a pause."""
-        self._places.give_back(place)
+        self._give_back(place)
         self.look()
 
     def give_up(self, place: Place) -> None:
         """The task was not inserted, as far as is known."""
-        self._places.give_back(place)
+        self._give_back(place)
         self._claim_in_doubt = True
         self.wake()
+
+    def _give_back(self, place: Place) -> None:
+        self._places.give_back(place)
+        if not self._places:
+            self._all_begun.set()
 
     async def drain(self, timeout: float | None) -> None:
         """Go on until nothing is due that was there when this began, and nothing runs.
@@ -183,7 +189,10 @@ class Dispatcher:
                     await asyncio.wait([self._drained], timeout=LOOK_SECONDS)
 
     async def halt(self) -> None:
-        """Claim nothing more."""
+        """Claim nothing more, and see what is inserted as running begin."""
+        while self._places:
+            self._all_begun.clear()
+            await self._all_begun.wait()
         if self._loop_task is not None:
             self._halting = True  # never cancelled: a claim under way would be forgotten
             self.wake()
@@ -215,7 +224,6 @@ class Dispatcher:
                 return
             if not self._settings.may_claim():
                 continue
-            self._may_be_more = False
             try:
                 if self._claim_in_doubt:
                     await self._release_unknown()
@@ -250,7 +258,7 @@ class Dispatcher:
         if seconds is not None:
             self._expect(seconds)
         may_start_more = self.limits.note(keyed, paused)
-        if may_start_more or (has_just_become_due and not self._may_be_more):
+        if may_start_more or has_just_become_due:
             self.wake()  # the claim that came before the look has not seen it
 
     async def _look(self, c: Any) -> Any:
@@ -280,32 +288,58 @@ class Dispatcher:
 
     async def _claim_for(self, kind: str) -> bool:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
-        names = tuple(
+        if kind not in self._unclaimed:
+            return True
+        places: list[Slot] = []
+
+        def choose() -> Claim | LimitedClaim | None:
+            """At the last moment: until then, new rows may come, and some of them find places."""
+            self._unclaimed.discard(kind)
+            names = self._names_of(kind)
+            if not names or not self._pools[kind].size:
+                return None
+            places.extend(self._free_places(kind))
+            if not places:
+                self._unclaimed.add(kind)  # to be seen when a slot is free
+                return None
+            claim = Claim(
+                node_id=self._settings.node_id,
+                names=names,
+                pids=tuple(slot.pid for slot in places),
+                created_before=self._claim_before,
+            )
+            return self.limits.within(claim)
+
+        claimed = await self._writer.claim(choose)
+        self._heed(claimed)
+        self._begin_all(places, claimed.tasks)
+        if places and len(claimed.tasks) == len(places):
+            self._unclaimed.add(kind)  # there may be more
+            self._wake.set()
+        return not claimed.tasks and not claimed.waits and kind not in self._unclaimed
+
+    def _names_of(self, kind: str) -> tuple[str, ...]:
+        return tuple(
             name
             for name, task in self._registry.items()
             if task.settings.executor == kind and not self.limits.is_paused(name)
         )
+
+    def _free_places(self, kind: str) -> list[Slot]:
         depth = self._bursts.depth if kind == "process" else 1
         slots = [slot for slot in self._pools[kind].slots() if slot not in self._places]
-        places = _places(slots, depth, self.running.slow_slots)
-        if not names or not self._pools[kind].size:
-            return True
-        if not places:
-            self._may_be_more = True  # to be seen when a slot is free
-            return False
-        claim = Claim(
-            node_id=self._settings.node_id,
-            names=names,
-            pids=tuple(slot.pid for slot in places),
-            created_before=self._claim_before,
-        )
-        self._offered = set(places)
-        try:
-            claimed, waits = await self._claim(claim)
-        finally:
-            self._offered = set()
-        if len(claimed) == len(places):
-            self.wake()  # there may be more
+        return _places(slots, depth, self.running.slow_slots)
+
+    def _heed(self, claimed: Claimed) -> None:
+        """When to try again, where limits have kept something back."""
+        if claimed.seconds_to_room is not None:
+            self._expect(claimed.seconds_to_room)
+        if claimed.is_contended:
+            self._alarm.set(CONTENDED_SECONDS)
+        if claimed.waits:
+            self._alarm.set(POLL_SECONDS)
+
+    def _begin_all(self, places: Sequence[Slot], claimed: Sequence[ClaimedTask]) -> None:
         self._bursts.learn([task.name for task in claimed])
         # The n-th task was given the n-th place.
         run, back = self._bursts.arrange(
@@ -315,21 +349,6 @@ class Dispatcher:
             self.running.begin(task, slot)
         for task in back:
             self.running.put_back(task)
-        return not claimed and not waits
-
-    async def _claim(self, claim: Claim) -> tuple[list[ClaimedTask], bool]:
-        """What the claim brings, and whether something that is due is left for want of room."""
-        wanted = self.limits.within(claim)
-        if isinstance(wanted, Claim):
-            return await self._writer.claim(wanted), False
-        got = await self._writer.claim_limited(wanted)
-        if got.seconds_to_room is not None:
-            self._expect(got.seconds_to_room)
-        if got.is_contended:
-            self._alarm.set(CONTENDED_SECONDS)
-        if got.waits:
-            self._alarm.set(POLL_SECONDS)
-        return got.tasks, got.waits
 
 
 def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[Slot]:

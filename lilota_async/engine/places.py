@@ -33,9 +33,7 @@ class Places:
     def __contains__(self, slot: Slot) -> bool:
         return slot in self._taken
 
-    def take(
-        self, slots: Iterable[Slot], room: int, unsuitable: Collection[Slot], slow: Collection[Slot]
-    ) -> Place | None:
+    def take(self, slots: Iterable[Slot], room: int, slow: Collection[Slot]) -> Place | None:
         """A place in the emptiest slot for a task of which `room` fit into one; None without.
 
         Nothing is put behind a task that is not known to be short, and such a one behind nothing.
@@ -44,11 +42,7 @@ class Places:
         least = room
         for slot in slots:
             load = slot.load + self._taken[slot] if slot in self._taken else slot.load
-            if (
-                load < least
-                and slot not in unsuitable
-                and not (load and (slot in slow or slot.is_held_up))
-            ):
+            if load < least and not (load and (slot in slow or slot.is_held_up)):
                 best, least = slot, load
         if best is None:
             return None

@@ -6,19 +6,19 @@ import enum
 from asyncio import Future
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from lilota_async.errors import LilotaError
+from lilota_async.models.values import TaskId
 from lilota_async.storage.backlog import insert_bounded
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import (
     Claim,
-    ClaimedTask,
+    Claimed,
     Finish,
     LimitedClaim,
-    LimitedClaimed,
     NewTask,
     Requeue,
 )
@@ -53,11 +53,32 @@ class Kind(enum.IntEnum):
 ALL_KINDS = frozenset(Kind)
 
 
+class LateRow(Protocol):
+    """A row of which it is decided when it is sent whether it runs at once.
+
+    `choose()` is called then, and once; `on_written()` when it is committed, with the tasks that
+    were refused, and `on_given_up()` when that cannot be told, or will not be.
+    """
+
+    task: NewTask
+
+    @property
+    def has_place(self) -> bool: ...
+
+    def choose(self) -> None: ...
+
+    def on_written(self, refused: set[TaskId[Any]]) -> None: ...
+
+    def on_given_up(self) -> None: ...
+
+
 class Operation(msgspec.Struct, kw_only=True, eq=False):
     """One call that waits for its commit, or for its `deadline` on the clock of the loop.
 
-    It is `sent` while a flush with it is under way, and `in_doubt` after the answer of its
-    commit was lost. `losses` counts the connections that broke on it.
+    What it writes is its `value`, or is only known when it is sent for the first time: of a
+    `late_row`, and of a claim, whose value is called then. It is `sent` while a flush with it is
+    under way, and `in_doubt` after the answer of its commit was lost. `losses` counts the
+    connections that broke on it.
     """
 
     kind: Kind
@@ -67,6 +88,8 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
     size: int = 0
     deadline: float | None = None
     losses: int = 0
+    late_row: LateRow | None = None
+    is_prepared: bool = False
     sent: bool = False
     in_doubt: bool = False
 
@@ -82,8 +105,13 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody wants it any more; the end of an attempt is always wanted."""
-        return self.future.done() and not self.ends_attempt
+        """Whether nobody wants it any more; the end of an attempt is always wanted.
+
+        So is a row that may say already that it runs.
+        """
+        if not self.future.done() or self.ends_attempt:
+            return False
+        return self.late_row is None or not self.late_row.has_place
 
     @property
     def is_suspicious(self) -> bool:
@@ -95,8 +123,28 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
         """Whether it has broken so many connections by itself that it would break them all."""
         return self.losses >= _POISONOUS_LOSSES
 
+    def prepare(self) -> bool:
+        """Settle what is sent, at the last moment; False when it is nothing."""
+        if not self.is_prepared:
+            self.is_prepared = True
+            if self.late_row is not None:
+                self.late_row.choose()
+                self.value = (self.late_row.task,)
+            elif self.kind is Kind.CLAIM:
+                self.value = self.value()
+        return self.value is not None
+
+    def succeed(self, outcome: Any) -> None:
+        """Tell what came of it."""
+        if self.late_row is not None:
+            self.late_row.on_written(outcome)
+        if not self.future.done():
+            self.future.set_result(outcome)
+
     def fail(self, error: Exception) -> None:
         """Give the caller the error, if it still waits."""
+        if self.late_row is not None:
+            self.late_row.on_given_up()
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -238,11 +286,9 @@ async def _insert_children(
         await store.dependencies.insert(c, children, check=False)
 
 
-async def _claim(
-    store: Store, c: AsyncConnection, claim: Claim | LimitedClaim
-) -> list[ClaimedTask] | LimitedClaimed:
+async def _claim(store: Store, c: AsyncConnection, claim: Claim | LimitedClaim) -> Claimed:
     if isinstance(claim, Claim):
-        return await store.claim(c, claim)
+        return Claimed(tasks=await store.claim(c, claim))
     return await store.limits.claim(c, claim)
 
 

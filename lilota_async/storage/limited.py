@@ -19,7 +19,7 @@ from lilota_async.models.rates import Starts
 from lilota_async.storage.admission import Candidate, choose, rooms, seconds_to_room, used_up
 from lilota_async.storage.claimed import CLAIMED_COLUMNS, claimed
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
-from lilota_async.storage.transitions import ClaimedTask, LimitedClaim, LimitedClaimed
+from lilota_async.storage.transitions import Claimed, ClaimedTask, LimitedClaim
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -98,7 +98,7 @@ class Limits:
         await c.execute(self._resume, {"name": name})
         await self._store.announce_look(c)
 
-    async def claim(self, c: AsyncConnection, limited: LimitedClaim) -> LimitedClaimed:
+    async def claim(self, c: AsyncConnection, limited: LimitedClaim) -> Claimed:
         """pending -> running, for what no limit holds back. Belongs into a transaction."""
         starts = await self._lock_limits(c, limited)
         running, busy = await self._what_runs(c)
@@ -109,7 +109,7 @@ class Limits:
         chosen = await self._choose(c, limited, moments, room, busy)
         claimed = await self._begin(c, limited, chosen, now)
         starts = await self._note_starts(c, limited, starts, claimed, now)
-        return LimitedClaimed(
+        return Claimed(
             tasks=claimed,
             seconds_to_room=seconds_to_room(limited.limits, starts, now.timestamp()),
             is_contended=len(claimed) < len(chosen),

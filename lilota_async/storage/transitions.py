@@ -146,8 +146,8 @@ class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Whether its end may let another task start, maybe on another node."""
 
 
-class LimitedClaimed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim within limits has brought.
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a claim has brought; the rest is of those within limits.
 
     `seconds_to_room`: until a rate that is used up lets a task start again. `is_contended`:
     another transaction was about to change some of the rows. `waits`: something that is due is

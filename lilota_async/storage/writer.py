@@ -18,6 +18,7 @@ from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUn
 from lilota_async.models.values import TaskId
 from lilota_async.storage.batch import (
     Kind,
+    LateRow,
     Operation,
     Turns,
     apply,
@@ -34,10 +35,9 @@ from lilota_async.storage.transitions import (
     Bound,
     BoundedInsert,
     Claim,
-    ClaimedTask,
+    Claimed,
     Finish,
     LimitedClaim,
-    LimitedClaimed,
     NewTask,
     Report,
     Requeue,
@@ -154,17 +154,18 @@ class Writer:
         operation = self._submit(Kind.ADMIT, insert, rows=len(insert.tasks), timed=True)
         return cast("Bound | set[TaskId[Any]]", await operation)
 
-    async def claim(self, claim: Claim) -> list[ClaimedTask]:
-        """Make due tasks running; StoreUnavailable at once while the database is away."""
-        if not self._link.is_up:
-            raise StoreUnavailable("The database is away; claim again when it is back")
-        return cast("list[ClaimedTask]", await self._submit(Kind.CLAIM, claim))
+    def insert_late(self, row: LateRow) -> asyncio.Future[set[TaskId[Any]]]:
+        """As `insert()`, for a row that may be found to run at once when it is sent."""
+        return self._submit(Kind.INSERT, (row.task,), timed=True, late_row=row)
 
-    async def claim_limited(self, claim: LimitedClaim) -> LimitedClaimed:
-        """Make due tasks running within limits; StoreUnavailable as in `claim()`."""
+    async def claim(self, choose: Callable[[], Claim | LimitedClaim | None]) -> Claimed:
+        """Make due tasks running; StoreUnavailable at once while the database is away.
+
+        `choose` is called when the claim is sent; with None there is nothing to claim for.
+        """
         if not self._link.is_up:
             raise StoreUnavailable("The database is away; claim again when it is back")
-        return cast("LimitedClaimed", await self._submit(Kind.CLAIM, claim))
+        return cast("Claimed", await self._submit(Kind.CLAIM, choose))
 
     def finish(self, finish: Finish) -> asyncio.Future[bool]:
         """End an attempt, queued at once; False when it is fenced off."""
@@ -195,9 +196,16 @@ class Writer:
         return cast("T", await self._submit(kind, operation, timed=True))
 
     def _submit(
-        self, kind: Kind, value: Any, *, rows: int = 1, timed: bool = False
+        self,
+        kind: Kind,
+        value: Any,
+        *,
+        rows: int = 1,
+        timed: bool = False,
+        late_row: LateRow | None = None,
     ) -> asyncio.Future[Any]:
         operation = self._operation(kind, value, rows)
+        operation.late_row = late_row
         if self._task is None or self._closing:
             operation.fail(NotRunning("Writing to the database"))
         elif self._task.done():
@@ -240,7 +248,10 @@ class Writer:
             finally:
                 self._expiry.cancel()
                 self._flushing_since = None
+            is_claim = any(operation.kind is Kind.CLAIM for operation in self._in_flight)
             self._in_flight = []
+            if is_claim:
+                await asyncio.sleep(0)  # what it brought tells where the next rows find a place
 
     def _take(self) -> list[Operation]:
         if self._store.one_statement_batches:
@@ -254,7 +265,7 @@ class Writer:
         except Exception as error:
             await self._lost(batch, error)
             return
-        batch = [operation for operation in batch if not operation.is_abandoned]
+        batch = self._prepared(batch)
         try:
             if not batch:
                 if not self._link.is_up:
@@ -279,6 +290,18 @@ class Writer:
             self._link.confirm()
             for operation, outcome in zip(batch, outcomes, strict=True):
                 self._settle(operation, outcome)
+
+    def _prepared(self, batch: list[Operation]) -> list[Operation]:
+        """Those of the batch that have something to write."""
+        prepared = []
+        for operation in batch:
+            if operation.is_abandoned:
+                continue
+            if operation.prepare():
+                prepared.append(operation)
+            else:
+                operation.succeed(Claimed(tasks=[]))
+        return prepared
 
     async def _commit(self, connection: AsyncConnection, batch: list[Operation]) -> list[Any]:
         """One transaction, or one statement that is a transaction by itself."""
@@ -319,14 +342,13 @@ class Writer:
     def _settle(self, operation: Operation, outcome: Any) -> None:
         if operation.kind is Kind.CLAIM and operation.future.done():
             # Nobody is there to run them any more, so they go back uncounted.
-            tasks = outcome.tasks if isinstance(outcome, LimitedClaimed) else outcome
-            for task in tasks:
+            for task in outcome.tasks:
                 requeue = Requeue(attempt=task.attempt, counted=False)
                 self._queue.append(self._operation(Kind.REQUEUE, requeue))
         elif isinstance(outcome, Exception):
             operation.fail(outcome)
-        elif not operation.future.done():
-            operation.future.set_result(outcome)
+        else:
+            operation.succeed(outcome)
 
     async def _lost(self, batch: Sequence[Operation], error: Exception) -> None:
         """Keep the batch for later, in front of what came after it; claims fail now."""

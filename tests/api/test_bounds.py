@@ -11,6 +11,7 @@ import pytest
 
 from lilota_async import Lilota, Task, TaskId
 from lilota_async.errors import ConfigurationError, NotRunning, UnknownTask
+from lilota_async.storage.transitions import LimitedClaim
 from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, until
 from tests.api.tasks import echo, hold, nothing, sleep, sleep_async
 
@@ -222,13 +223,14 @@ async def test_unlimited_tasks_go_the_short_way(make_lilota: MakeLilota) -> None
     async with lilota:
         node: Any = lilota._node
         claims: list[Any] = []
-        claim_limited = node.writer.claim_limited
+        within = node.dispatcher.limits.within
 
-        async def noted(claim: Any) -> Any:
-            claims.append(claim)
-            return await claim_limited(claim)
+        def noted(claim: Any) -> Any:
+            got = within(claim)
+            claims.extend([got] if isinstance(got, LimitedClaim) else [])
+            return got
 
-        node.writer.claim_limited = noted
+        node.dispatcher.limits.within = noted
         await finished(lilota, await lilota.schedule_many(echo, range(20)))
         tasks = [
             each

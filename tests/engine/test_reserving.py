@@ -10,6 +10,7 @@ import pytest
 
 from lilota_async import Lilota
 from lilota_async.engine.running import RunningAttempts
+from lilota_async.storage.batch import Kind, Operation
 from lilota_async.storage.writer import Writer
 from tests.api.support import marked
 from tests.api.tasks import echo, hold
@@ -25,22 +26,24 @@ async def test_a_slot_is_given_away_once(tmp_path: Path, monkeypatch: pytest.Mon
         lilota.register(hold)
         lilota.register(echo)
     claiming, go_on = asyncio.Event(), asyncio.Event()
-    claim = Writer.claim
+    commit = Writer._commit
 
-    async def slow_claim(self: Writer, value: Any) -> Any:
-        if value.names == ("hold", "echo"):
+    async def slow_commit(self: Writer, connection: Any, batch: list[Operation]) -> Any:
+        if any(operation.kind is Kind.CLAIM for operation in batch):
             claiming.set()
             await go_on.wait()
-        return await claim(self, value)
+        return await commit(self, connection, batch)
 
     async with asyncio.timeout(30), source, node:
         await node.result(await node.schedule(echo, 1))
         held = await source.schedule(hold, str(tmp_path))
-        monkeypatch.setattr(Writer, "claim", slow_claim)
+        monkeypatch.setattr(Writer, "_commit", slow_commit)
         await claiming.wait()
-        later = await node.schedule(echo, 2)
+        scheduling = asyncio.create_task(node.schedule(echo, 2))
+        await asyncio.sleep(0)
         go_on.set()
         await marked(tmp_path)
+        later = await scheduling
         task = await node.get_task_by_id(later)
         assert task is not None
         assert (str(task.status), task.attempts) == ("pending", 0)

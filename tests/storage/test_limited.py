@@ -19,10 +19,10 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import (
     Claim,
+    Claimed,
     ClaimedTask,
     Finish,
     LimitedClaim,
-    LimitedClaimed,
     NameLimit,
     NewTask,
 )
@@ -49,7 +49,7 @@ def wanted(
     return LimitedClaim(claim=request, limits=limits, keyed=frozenset(names))
 
 
-async def limited(database: Database, store: Store, request: LimitedClaim) -> LimitedClaimed:
+async def limited(database: Database, store: Store, request: LimitedClaim) -> Claimed:
     async with transacting(database) as c:
         return await store.limits.claim(c, request)
 
@@ -197,7 +197,7 @@ async def test_two_nodes_at_once(database: Database) -> None:
         async def work(writer: Writer, node: Any) -> None:
             nonlocal done
             while done < 60:
-                got = await writer.claim_limited(wanted(most, places=2, node=node))
+                got = await writer.claim(lambda: wanted(most, places=2, node=node))
                 rows = [await row_of(database, task.attempt.id) for task in got.tasks]
                 for row in rows:
                     running[row.concurrency_key or row.name] += 1

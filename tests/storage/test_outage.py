@@ -126,7 +126,7 @@ async def test_writes_are_held_while_the_database_is_away(
         with anyio.fail_after(5):
             for _ in range(3):
                 with pytest.raises(StoreUnavailable):
-                    await setting.writer.claim(CLAIM_ONE)
+                    await setting.writer.claim(lambda: CLAIM_ONE)
         assert not setting.writer.is_connected
         assert not finishing.done()
         assert not inserting.done()
@@ -134,7 +134,7 @@ async def test_writes_are_held_while_the_database_is_away(
         with anyio.fail_after(10):
             assert await finishing is True
             await inserting
-            (claimed,) = await setting.writer.claim(CLAIM_ONE)
+            (claimed,) = (await setting.writer.claim(lambda: CLAIM_ONE)).tasks
         assert claimed.attempt.id == task.id
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
@@ -145,14 +145,14 @@ async def test_an_idle_writer_reconnects(database_url: str) -> None:
     async with behind_proxy(database_url) as setting:
         await setting.proxy.cut()
         with pytest.raises(StoreUnavailable):
-            await setting.writer.claim(CLAIM_ONE)
+            await setting.writer.claim(lambda: CLAIM_ONE)
         await setting.proxy.restore()
 
         async def is_back() -> bool:
             return setting.writer.is_connected
 
         await eventually(is_back, 10.0)
-        assert await setting.writer.claim(CLAIM_ONE) == []
+        assert (await setting.writer.claim(lambda: CLAIM_ONE)).tasks == []
 
 
 async def test_inserts_give_up_in_time(database_url: str) -> None:
@@ -161,7 +161,7 @@ async def test_inserts_give_up_in_time(database_url: str) -> None:
         await setting.proxy.cut()
         # Until the loss is noticed, a write may go out and leave its caller in doubt.
         with pytest.raises(StoreUnavailable):
-            await setting.writer.claim(CLAIM_ONE)
+            await setting.writer.claim(lambda: CLAIM_ONE)
         with anyio.fail_after(5), pytest.raises(StoreUnavailable):
             await setting.writer.insert([new_task()])
         with anyio.fail_after(5), pytest.raises(StoreUnavailable):
@@ -227,7 +227,7 @@ async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
     """When the database is back in time, the second try finds the first one's rows."""
     async with behind_proxy(database_url) as setting:
         await setting.writer.insert([new_task()])
-        (claimed,) = await setting.writer.claim(CLAIM_ONE)
+        (claimed,) = (await setting.writer.claim(lambda: CLAIM_ONE)).tasks
         task = new_task()
         done = Finish(attempt=claimed.attempt, status=TaskStatus.FAILED)
         await setting.writer.execute(setting.store.nodes)

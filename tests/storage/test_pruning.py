@@ -105,7 +105,7 @@ async def test_while_tasks_come_to_their_end(
     async def work() -> None:
         nonlocal working
         request = Claim(node_id=NODE, names=("add",), pids=tuple(range(20)))
-        while claimed := await writer.claim(request):
+        while claimed := (await writer.claim(lambda: request)).tasks:
             ends = [Finish(attempt=each.attempt, status=TaskStatus.COMPLETED) for each in claimed]
             assert all(await asyncio.gather(*map(writer.finish, ends)))
         working = False

@@ -18,6 +18,7 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
+    Claimed,
     ClaimedTask,
     Finish,
     NewTask,
@@ -51,10 +52,10 @@ async def test_a_flush_takes_every_kind_in_its_order(database: Database, writer:
     Where a batch of one kind is one statement, each kind has a flush of its own.
     """
     await writer.insert([new_task()])
-    (first,) = await writer.claim(CLAIM_ONE)
+    (first,) = (await writer.claim(lambda: CLAIM_ONE)).tasks
     task = new_task()
     flushes = writer.flushes
-    claiming = asyncio.ensure_future(writer.claim(CLAIM_ONE))
+    claiming = asyncio.ensure_future(writer.claim(lambda: CLAIM_ONE))
     await asyncio.sleep(0)
     inserting = writer.insert([task])
     finish = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="2")
@@ -62,7 +63,7 @@ async def test_a_flush_takes_every_kind_in_its_order(database: Database, writer:
     assert await writer.finish(finish)
     assert await reporting
     await inserting
-    assert [item.attempt.id for item in await claiming] == [task.id]
+    assert [item.attempt.id for item in (await claiming).tasks] == [task.id]
     assert writer.flushes - flushes == (3 if database.dialect == "postgresql" else 1)
     row = await row_of(database, first.attempt.id)
     assert (row.checkpoint, row.output) == (1, 2)
@@ -97,15 +98,15 @@ async def test_a_poisoned_operation_fails_alone(database: Database, writer: Writ
     results = await asyncio.gather(
         *(writer.insert([task]) for task in tasks),
         writer.execute(lambda c: c.execute(text("SELECT no_such_function_at_all()"))),
-        writer.claim(CLAIM_ONE),
+        writer.claim(lambda: CLAIM_ONE),
         return_exceptions=True,
     )
     assert [index for index, result in enumerate(results) if isinstance(result, Exception)] == [
         13,
         20,
     ]
-    assert isinstance(results[21], list)
-    assert len(results[21]) == 1
+    assert isinstance(results[21], Claimed)
+    assert len(results[21].tasks) == 1
     assert len(await get_tasks(database)) == 19
     await writer.insert([new_task()])
 
@@ -123,7 +124,7 @@ async def test_execute_runs_any_call_of_the_store(
     """Its answer and its errors reach the caller; lilota's own disturb nobody."""
     running, pending = new_task(), new_task()
     await writer.insert([running])
-    await writer.claim(CLAIM_ONE)
+    await writer.claim(lambda: CLAIM_ONE)
     await writer.insert([pending])
     flushes = writer.flushes
 
@@ -172,7 +173,7 @@ async def test_a_cancelled_claim_gives_its_tasks_back(
         return claimed
 
     monkeypatch.setattr(store, "claim", hold)
-    claiming = asyncio.create_task(writer.claim(CLAIM_ONE))
+    claiming = asyncio.create_task(writer.claim(lambda: CLAIM_ONE))
     await eventually(lambda: is_in_flight(writer, 1))
     claiming.cancel()
     gate.set()
