@@ -16,7 +16,7 @@ from typing import TypeVar
 
 SHORT_SECONDS = 0.1
 BURST_SECONDS = 0.02  # the longest that a task should wait for its turn in a burst
-LARGEST_BURST = 256
+LARGEST_BURST = 256  # and so many at most wait when a short task hangs
 SAMPLES_BEFORE_TRUST = 8
 WEIGHT_OF_NEWEST = 0.2
 
