@@ -22,14 +22,16 @@ from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
 from lilota_async.execution.ends import Crash, Ended, Unstarted
 from lilota_async.execution.measures import Usage
+from lilota_async.execution.outbox import Outbox
 from lilota_async.execution.protocol import (
     Begin,
     Call,
-    FrameReader,
+    LineReader,
     Message,
     Outcome,
     OutputReader,
     ProtocolError,
+    frame,
 )
 from lilota_async.execution.start_failure import EndedSilently
 from lilota_async.execution.worker_process import WorkerProcess, signal_name
@@ -38,7 +40,7 @@ Reason = Literal["timeout", "cancel"]
 Listener = Callable[[Message | bytes], None]
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
-BURSTS_AHEAD = 2  # the one that runs, and the next: the process need not wait for it
+ROUNDS = 256  # what a ticket can tell apart
 HELD_UP_SECONDS = 0.25  # that a call may take before those behind it are taken back
 LAST_WORDS = 16 * 1024
 FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
@@ -56,9 +58,8 @@ class Running(msgspec.Struct, frozen=True, eq=False):
 class Cell:
     """A slot: one task process, replaced by its owner, who hears of its death.
 
-    `run` takes several calls at once: they are sent as one burst, run in order, and each has
-    an end of its own. A stopped call is the last of its process. What waits behind a call that
-    takes long is taken back.
+    `run` takes several calls: they are run in order, and each has an end of its own. A stopped
+    call is the last of its process. What waits behind a call that takes long is taken back.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class Cell:
         self._on_end_of_call = on_end_of_call
         token = secrets.token_hex(8).encode()
         self.worker = WorkerProcess(context, token)
-        self._frames = FrameReader()
+        self._lines = LineReader()
         self._texts = OutputReader(token)
         self._waiting: deque[Running] = deque()
         self._burst: dict[int, Running] = {}
         self._starting: asyncio.Task[None] | None = None
-        self._sends, self._sent = False, 0
+        self._sends = False
+        self._round = 0
+        self._outbox: Outbox | None = None
         self._look: asyncio.TimerHandle | None = None
         self._dying: asyncio.Task[None] | None = None
         self._begun: Begin | None = None
@@ -125,6 +128,12 @@ class Cell:
         self._loop.add_reader(output, self._read_output)
         for descriptor in self.worker.deaths:
             self._loop.add_reader(descriptor, self._on_death)
+        self._outbox = Outbox(self._loop, self.worker.requests)
+        try:
+            service = self._loop.run_in_executor(self.worker.executor, runtime.serve)
+        except BrokenExecutor:
+            return  # it is dead already; _on_death does what is to be done
+        service.add_done_callback(self._on_end_of_service)
 
     async def _boot(self) -> str | None:
         try:
@@ -157,10 +166,11 @@ class Cell:
         return ended
 
     def _send(self) -> None:
-        """Send what waits, if the process has no more than the burst that it runs."""
+        """Send what waits."""
         self._sends = False
-        if not self._waiting or self._sent == BURSTS_AHEAD or not self.is_usable:
+        if not self._waiting or not self.is_usable:
             return
+        assert self._outbox is not None
         burst = {running.call.serial: running for running in self._waiting}
         self._waiting.clear()
         self._oom_kills.look()
@@ -168,28 +178,16 @@ class Cell:
             self._look_later()
         self._burst |= burst
         self._texts.expect(burst)
-        self._sent += 1
-        try:
-            self.worker.give_tickets(len(burst))
-            calls = [running.call for running in burst.values()]
-            sent = self._loop.run_in_executor(self.worker.executor, runtime.execute, calls)
-        except (BrokenExecutor, OSError):
-            self.worker.kill()  # it mostly is dead; _on_death does what is to be done
-        else:
-            sent.add_done_callback(partial(self._on_end_of_burst, burst))
+        self.worker.give_tickets(len(burst), self._round)
+        self._outbox.send(frame([running.call for running in burst.values()], self._round))
 
-    def _on_end_of_burst(self, burst: dict[int, Running], sent: asyncio.Future[None]) -> None:
-        self._sent -= 1
-        error = None if sent.cancelled() else sent.exception()
+    def _on_end_of_service(self, service: asyncio.Future[None]) -> None:
+        error = None if service.cancelled() else service.exception()
         if error is not None and not isinstance(error, BrokenExecutor):
             logger.error("Task process %d failed outside of a task", self.pid, exc_info=error)
-        if error is None:
+        if not self._gone:  # a call was stopped: what comes next gets another process
             self._read_channel()
-        # A call was stopped, or the process owes outcomes: what comes next gets another.
-        if error is not None or self._tainted or not burst.keys().isdisjoint(self._burst):
             self.worker.kill()
-        else:
-            self._send()
 
     def _look_later(self) -> None:
         look = partial(self._look_whether_held_up, self.finished_calls)
@@ -208,6 +206,7 @@ class Cell:
         # The process takes a ticket before each call: those that are left belong to the last
         # calls that it has, and whoever has them decides.
         count = self.worker.take_tickets()
+        self._round = (self._round + 1) % ROUNDS
         if count:
             serials = list(self._burst)[-count:]
             self._texts.withdraw(serials[0])
@@ -279,7 +278,7 @@ class Cell:
             # What a task wrote was in the pipe before its outcome: read it before that is told.
             self._read_output()
             try:
-                for message in self._frames.feed(data):
+                for message in self._lines.feed(data):
                     self._on_message(message)
             except ProtocolError:
                 logger.exception("Task process %d is ended: it sent nonsense", self.pid)
@@ -369,6 +368,8 @@ class Cell:
         if not self._gone:
             self._gone = True
             self._ignore_death()
+            if self._outbox is not None:
+                self._outbox.send(frame([], self._round))
             self.worker.end_when_idle()
             self._dying = self._loop.create_task(self._conclude_death())
         await self._buried.wait()
@@ -382,6 +383,8 @@ class Cell:
                 self._read_output()
                 for descriptor in self.worker.channels():
                     self._loop.remove_reader(descriptor)
+                if self._outbox is not None:
+                    self._outbox.close()
             self.worker.close()
 
     def _crash(self, begun: Begin, exit_code: int | None) -> Crash:

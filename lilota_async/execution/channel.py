@@ -27,6 +27,7 @@ class Channel:
         self._connection = connection  # keeps the descriptor open
         self._descriptor = connection.fileno()
         self._owner = os.getpid()
+        self._identity = os.fstat(self._descriptor).st_ino
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(self._descriptor, select.POLLOUT)
@@ -35,6 +36,11 @@ class Channel:
     def is_ours(self) -> bool:
         """Whether this is the process that the channel was made for."""
         return os.getpid() == self._owner
+
+    def check(self) -> None:
+        """Raise OSError when a task has closed it, or put something else in its place."""
+        if os.fstat(self._descriptor).st_ino != self._identity:
+            raise OSError("The pipe to the application was replaced")
 
     def send(self, data: bytes) -> None:
         """Write everything, waiting while the parent does not read."""

@@ -1,31 +1,34 @@
-"""What parent and task process say to each other: frames of JSON, never pickled user data.
+"""What parent and task process say to each other: MessagePack and JSON, never pickled user data.
 
-A frame is four bytes of length, then one of the messages. The parent decodes them with
-their types checked, so that a task process can at worst be found to talk nonsense.
+To the process go frames: four bytes of length, then a list of calls. From it come lines, each a
+message in JSON. The parent decodes them with their types checked, so that a task process can at
+worst be found to talk nonsense.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 FRAME_HEADER = 4
+READ_SIZE = 64 * 1024  # what a pipe holds, on most systems
 MARK_LENGTH = 64  # no mark is longer
 # An outcome holds a payload (limited by the codec), a log tail and a failure's text.
-FRAME_LIMIT = 256 * 1024 * 1024
+LINE_LIMIT = 256 * 1024 * 1024
 
 
 class ProtocolError(Exception):
     """The task process wrote something else than frames of messages."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One attempt to run; crosses to the task process inside the executor's own queue.
+class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """One attempt to run.
 
     `definition` is the pickled `registry.Definition`: made from the registration in this
     process, never from the database.
@@ -121,42 +124,72 @@ class Outcome(msgspec.Struct, tag=True, frozen=True, omit_defaults=True, gc=Fals
 Message = Begin | Started | Progress | Checkpoint | ChildTask | LogRecord | Outcome
 
 
-def frame(message: Message) -> bytes:
-    """The bytes of one message."""
-    body = msgspec.json.encode(message)
+def frame(calls: Sequence[Call], round: int) -> bytes:
+    """What is sent to a task process; no calls ask it to end."""
+    body = msgspec.msgpack.encode((round, calls))
     return len(body).to_bytes(FRAME_HEADER, "little") + body
 
 
-class FrameReader:
+class Frames:
+    """Reads what a task process is to do from the descriptor that is its end of the pipe."""
+
+    __slots__ = ("_buffer", "_decoder", "_descriptor")
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = bytearray()
+        self._decoder = msgspec.msgpack.Decoder(tuple[int, list[Call]])
+
+    def next(self) -> tuple[int, list[Call]]:
+        """Wait for the next calls, and the round of their tickets; no calls at the end."""
+        size = int.from_bytes(self._take(FRAME_HEADER) or bytes(FRAME_HEADER), "little")
+        body = self._take(size)
+        return self._decoder.decode(body) if body else (0, [])
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = os.read(self._descriptor, max(READ_SIZE, size - len(self._buffer)))
+            if not data:
+                return b""
+            self._buffer += data
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+
+def line(message: Message) -> bytes:
+    """The bytes of one message, in which the encoder leaves no other end of a line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+class LineReader:
     """Cuts what was read from a channel into messages; what is cut short stays behind."""
 
-    __slots__ = ("_buffer", "_decoder")
+    __slots__ = ("_decoder", "_left", "_size")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._left: list[bytes] = []
+        self._size = 0
         self._decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are complete now; raises ProtocolError for anything else."""
-        self._buffer += data
-        messages: list[Message] = []
-        start = 0
-        while len(self._buffer) - start >= FRAME_HEADER:
-            body = start + FRAME_HEADER
-            size = int.from_bytes(self._buffer[start:body], "little")
-            if size > FRAME_LIMIT:
-                raise ProtocolError(f"a frame of {size} bytes was announced")
-            if len(self._buffer) < body + size:
-                break
-            # Raw fields keep a view of what they were decoded from: it must not be the buffer.
-            content = bytes(self._buffer[body : body + size])
-            try:
-                messages.append(self._decoder.decode(content))
-            except msgspec.MsgspecError as error:
-                raise ProtocolError(str(error)) from error
-            start = body + size
-        del self._buffer[:start]
-        return messages
+        whole, end, left = data.rpartition(b"\n")
+        if end:
+            # Raw fields keep a view of what they were decoded from, which nobody changes.
+            lines = b"".join((*self._left, whole)) if self._left else whole
+            self._left, self._size = [], 0
+        if left:
+            self._left.append(left)
+            self._size += len(left)
+            if self._size > LINE_LIMIT:
+                raise ProtocolError(f"a message has more than {LINE_LIMIT} bytes")
+        if not end:
+            return []
+        try:
+            return self._decoder.decode_lines(lines)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(str(error)) from error
 
 
 def end_of_output(token: bytes, serial: int) -> bytes:

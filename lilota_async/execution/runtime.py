@@ -1,8 +1,8 @@
 """The task process: receives calls, runs them one after the other, reports their outcomes.
 
-`boot` runs once, when the process starts; `execute` for each burst of calls. Outcomes go
-through the cell's own pipe as soon as they exist: when the third task of a burst kills the
-process, the first two have already been heard.
+`boot` runs once, when the process starts, and then `serve` until it ends. Calls come through
+one pipe of the cell's own, and outcomes go through another as soon as they exist: when the third
+task of a burst kills the process, the first two have already been heard.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from lilota_async.execution.own_process import PeakMemory, Streams, cpu_seconds,
 from lilota_async.execution.protocol import (
     Begin,
     Call,
+    Frames,
     Message,
     Outcome,
     Progress,
     Started,
     end_of_output,
-    frame,
+    line,
 )
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def boot(
     channel: Connection,
     control: Connection,
     output: Connection,
+    requests: Connection,
     tickets: Connection,
     token: bytes,
     log_levels: Mapping[str, int],
 ) -> None:
     """Make this process a task process; the executor's initializer."""
     detach()
-    worker = Worker(Channel(channel), control, Streams(output), tickets, token)
+    worker = Worker(Channel(channel), control, Streams(output), requests, tickets, token)
     _worker.set(worker)
     mark_task_process()
     worker.listen_for_interruptions()
@@ -77,11 +79,11 @@ def ready() -> None:
     """Tell that the process is up; the first call of every cell."""
 
 
-def execute(calls: Sequence[Call]) -> None:
-    """Run `calls` in order. Never raises for what a task does: outcomes go by the channel."""
+def serve() -> None:
+    """Run the calls that come, in order. Never raises for what a task does."""
     worker = _worker.get()
     assert worker is not None, "boot() has not run"
-    worker.execute(calls)
+    worker.serve()
 
 
 def _end_instead_of_telling(error: BaseException, _traceback: Any) -> NoReturn:
@@ -100,6 +102,7 @@ class Worker:
         channel: Channel,
         control: Connection,
         streams: Streams,
+        requests: Connection,
         tickets: Connection,
         token: bytes,
     ) -> None:
@@ -107,7 +110,10 @@ class Worker:
         self.serial: int | None = None
         self._control = control
         self._streams = streams
+        self._calls = requests  # keeps the descriptor open
+        self._frames = Frames(requests.fileno())
         self._tickets = tickets
+        self._ticket: int | None = None
         self._token = token
         self._runnables: dict[bytes, Runnable] = {}
         self._requests: dict[int, str] = {}
@@ -122,33 +128,45 @@ class Worker:
         self._peak = PeakMemory()
         os.set_blocking(control.fileno(), False)
 
-    def execute(self, calls: Sequence[Call]) -> None:
-        """Run them; only up to one that was interrupted, whose process is not to be trusted."""
+    def serve(self) -> None:
+        """Run what comes; only up to one that was interrupted: the process is spent then."""
+        while not self._is_spent:
+            self.channel.check()  # before it waits with outcomes that nobody has got
+            round, calls = self._frames.next()
+            if not calls:
+                return
+            self._execute(calls, round)
+
+    def _execute(self, calls: Sequence[Call], round: int) -> None:
         self.listen_for_interruptions()  # a task may have put something else there
         report = b""
-        serials = {call.serial for call in calls}
         # What else is left was for a task that ended first.
-        self._requests = {s: why for s, why in self._requests.items() if s in serials}
+        self._requests = {s: r for s, r in self._requests.items() if s >= calls[0].serial}
         for call in calls:
-            if self._is_spent or not self._take_ticket():
+            if not self._has_ticket(round):
                 break  # the parent has taken the rest back
+            self._ticket = None
             used = cpu_seconds()
-            self._send(report + frame(Begin(call.serial, used)))
+            self._send(report + line(Begin(call.serial, used)))
             self.serial = call.serial
             outcome = self._measured(call, used)
             self._streams.end(end_of_output(self._token, call.serial))
             self.serial = None
-            report = _frame_of(outcome)
+            report = _line_of(outcome)
             if outcome.interrupted:
                 self._is_spent = True
                 break
-        self._send(report)
+        if report:
+            self._send(report)
 
-    def _take_ticket(self) -> bool:
-        try:
-            return bool(os.read(self._tickets.fileno(), 1))
-        except OSError:  # none left, or closed by a task
-            return False
+    def _has_ticket(self, round: int) -> bool:
+        """Take one for a call of this round; one of a later round is kept for its time."""
+        if self._ticket is None:
+            try:
+                self._ticket = os.read(self._tickets.fileno(), 1)[0]
+            except (OSError, IndexError):  # none left, or closed by a task
+                return False
+        return self._ticket == round
 
     def _measured(self, call: Call, used: float) -> Outcome:
         started = time.monotonic()
@@ -230,9 +248,9 @@ class Worker:
     def publish(self, message: Message) -> None:
         """Send a message of the running task; progress is dropped when nobody keeps up."""
         if isinstance(message, Progress):
-            self._masking(self.channel.try_send, frame(message))
+            self._masking(self.channel.try_send, line(message))
         else:
-            self._send(frame(message))
+            self._send(line(message))
 
     def _send(self, data: bytes) -> None:
         self._masking(self.channel.send, data)
@@ -280,10 +298,10 @@ class Worker:
             self._is_reading = False
 
 
-def _frame_of(outcome: Outcome) -> bytes:
+def _line_of(outcome: Outcome) -> bytes:
     try:
-        return frame(outcome)
+        return line(outcome)
     except Exception as error:  # a class may be called what no JSON can say
         message = f"the outcome could not be described: {type(error).__name__}"
         failure = {"kind": "error", "type": "Exception", "message": message, "traceback": ""}
-        return frame(Outcome(outcome.serial, failure=failure, interrupted=outcome.interrupted))
+        return line(Outcome(outcome.serial, failure=failure, interrupted=outcome.interrupted))

@@ -25,17 +25,17 @@ from typing import Any
 
 from lilota_async.execution import measures, runtime
 from lilota_async.execution.channel import log_levels
+from lilota_async.execution.protocol import READ_SIZE
 
 END_TIMEOUT = 2.0  # for a process that was asked to end, and for one that was killed
 MANAGER_TIMEOUT = 0.25
 GROUP_CHECKS = 20
 GROUP_CHECK_SECONDS = 0.005
-READ_SIZE = 64 * 1024  # what a pipe holds, on most systems
 READS = 16
 
 
 class WorkerProcess:
-    """One process in a `ProcessPoolExecutor` of its own, with four pipes.
+    """One process in a `ProcessPoolExecutor` of its own, with five pipes.
 
     `spawn` and `join` block and belong in a thread; the rest is for the event loop. `deaths`
     are the descriptors that become readable when the process ends.
@@ -58,16 +58,31 @@ class WorkerProcess:
             self._channel, channel = self._pipe(opened, theirs)
             self._output, output = self._pipe(opened, theirs)
             control, self._control = self._pipe(theirs, opened)
+            requests, self._requests = self._pipe(theirs, opened)
             self._tickets, self._new_tickets = self._pipe(opened, opened)
             executor = ProcessPoolExecutor(
                 max_workers=1,
                 mp_context=self._context,
                 initializer=runtime.boot,
-                initargs=(channel, control, output, self._tickets, self._token, log_levels()),
+                initargs=(
+                    channel,
+                    control,
+                    output,
+                    requests,
+                    self._tickets,
+                    self._token,
+                    log_levels(),
+                ),
             )
             boot = self._submit(executor)
             self.executor = executor
-            for connection in (self._channel, self._output, self._control, self._tickets):
+            for connection in (
+                self._channel,
+                self._output,
+                self._control,
+                self._requests,
+                self._tickets,
+            ):
                 os.set_blocking(connection.fileno(), False)
             self._opened = opened.pop_all()
         self.is_spawned = True
@@ -116,15 +131,23 @@ class WorkerProcess:
         """The descriptors that become readable when there is something to read."""
         return self._channel.fileno(), self._output.fileno()
 
+    @property
+    def requests(self) -> int:
+        """The descriptor for the calls, which is not to block."""
+        return self._requests.fileno()
+
     def interrupt(self, request: str) -> None:
         """Ask the process to raise in its task's code."""
         with contextlib.suppress(OSError):  # full or closed: the grace period ends all the same
             os.write(self._control.fileno(), f"{request}\n".encode())
             os.kill(self.pid, signal.SIGTERM)
 
-    def give_tickets(self, count: int) -> None:
-        """Let the process begin so many calls of the burst that is sent next."""
-        os.write(self._new_tickets.fileno(), bytes(count))
+    def give_tickets(self, count: int, round: int) -> None:
+        """Let the process begin so many calls of those that are sent next.
+
+        The round tells them from calls that were sent and taken back before.
+        """
+        os.write(self._new_tickets.fileno(), bytes([round]) * count)
 
     def take_tickets(self) -> int:
         """Take back those that are left: so many calls, the last ones, will not be begun."""

@@ -145,6 +145,11 @@ def leave_thread() -> None:
     threading.Thread(target=time.sleep, args=(600,)).start()
 
 
+def replace_channel() -> None:
+    channel = runtime._worker.get().channel  # type: ignore[union-attr]
+    os.dup2(os.open(os.devnull, os.O_WRONLY), channel._descriptor)
+
+
 def close_everything() -> None:
     os.closerange(3, 256)
 

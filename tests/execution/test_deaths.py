@@ -207,6 +207,12 @@ async def test_a_process_that_closes_its_descriptors_is_a_crash(cells: Bench) ->
     crash_of(await asyncio.wait_for(cells.run(cell, tasks.close_everything), 5))
 
 
+async def test_a_task_that_puts_something_else_in_the_place_of_its_pipe(cells: Bench) -> None:
+    """Its outcome is lost, which is noticed: nobody waits for it for ever."""
+    cell = await cells.cell()
+    crash_of(await asyncio.wait_for(cells.run(cell, tasks.replace_channel), 5))
+
+
 async def test_what_a_left_handler_raises_stays_in_the_process(
     cells: Bench, tmp_path: Path
 ) -> None:

@@ -205,19 +205,30 @@ async def test_a_call_that_was_not_sent_never_begins(cells: Bench, tmp_path: Pat
     marker, go = tmp_path / "marker", tmp_path / "go"
     first = asyncio.ensure_future(cells.run(cell, tasks.wait_for_file, str(go)))
     await asyncio.sleep(0.05)
-    next_burst = asyncio.ensure_future(cells.run(cell, tasks.ok))
-    await asyncio.sleep(0.01)
     calls = [call_of(tasks.touch, str(marker)) for _ in range(2)]
     waiting = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
-    await asyncio.sleep(0)
     cell.interrupt(calls[0].serial, "cancel")
     assert cell.kill(calls[1].serial)
     assert await asyncio.gather(*waiting) == [Unstarted(), Unstarted()]
     await asyncio.wait_for(cell.retire(), 1)
     go.touch()
     assert value_of(await first) == "there"
-    await next_burst
     assert cell.is_usable
+    assert not marker.exists()
+
+
+async def test_a_call_that_was_taken_back_never_begins(cells: Bench, tmp_path: Path) -> None:
+    """Not with the ticket of a later one either, which the process finds before it."""
+    cell = await cells.cell()
+    marker, go = tmp_path / "marker", tmp_path / "go"
+    first = asyncio.ensure_future(cells.run(cell, tasks.wait_for_file, str(go)))
+    await asyncio.sleep(0.05)
+    assert await cells.run(cell, tasks.touch, str(marker)) == Unstarted(returned=True)
+    last = asyncio.ensure_future(cells.run(cell, tasks.ok))
+    await asyncio.sleep(0.05)
+    go.touch()
+    assert value_of(await first) == "there"
+    assert value_of(await asyncio.wait_for(last, 5)) == "ok"
     assert not marker.exists()
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lilota_async.execution import protocol
 from lilota_async.execution.protocol import (
-    FRAME_LIMIT,
     Begin,
+    Call,
     Checkpoint,
-    FrameReader,
+    Frames,
+    LineReader,
     LogRecord,
     Message,
     Outcome,
@@ -23,6 +27,7 @@ from lilota_async.execution.protocol import (
     Started,
     end_of_output,
     frame,
+    line,
 )
 
 TOKEN = b"0123456789abcdef"
@@ -42,62 +47,92 @@ def _plain(message: Message) -> bytes:
     return msgspec.json.encode(message)
 
 
-def test_frames_cut_at_every_offset_are_whole_messages() -> None:
+def test_lines_cut_at_every_offset_are_whole_messages() -> None:
     """However the bytes come, the messages are those that were sent."""
-    stream = b"".join(map(frame, MESSAGES))
+    stream = b"".join(map(line, MESSAGES))
     for cut in range(len(stream) + 1):
-        reader = FrameReader()
+        reader = LineReader()
         got = reader.feed(stream[:cut]) + reader.feed(stream[cut:])
         assert list(map(_plain, got)) == list(map(_plain, MESSAGES))
 
 
-def test_frames_byte_by_byte() -> None:
+def test_lines_byte_by_byte() -> None:
     """The smallest pieces, too."""
-    reader = FrameReader()
+    reader = LineReader()
     got = [
-        message for byte in b"".join(map(frame, MESSAGES)) for message in reader.feed(bytes([byte]))
+        message for byte in b"".join(map(line, MESSAGES)) for message in reader.feed(bytes([byte]))
     ]
     assert list(map(_plain, got)) == list(map(_plain, MESSAGES))
 
 
 def test_a_message_does_not_change_with_what_follows() -> None:
     """Raw fields must not look into a buffer that is used again."""
-    reader = FrameReader()
-    [first] = reader.feed(frame(Outcome(1, output=msgspec.Raw(b'"first"'))))
-    reader.feed(frame(Outcome(2, output=msgspec.Raw(b'"other"'))))
+    reader = LineReader()
+    [first] = reader.feed(line(Outcome(1, output=msgspec.Raw(b'"first"'))))
+    reader.feed(line(Outcome(2, output=msgspec.Raw(b'"other"'))))
     assert isinstance(first, Outcome)
     assert bytes(first.output) == b'"first"'
-
-
-def _framed(body: bytes) -> bytes:
-    return len(body).to_bytes(4, "little") + body
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        (FRAME_LIMIT + 1).to_bytes(4, "little"),
-        _framed(b""),
-        _framed(b"nonsense"),
-        _framed(b'{"type":"Unknown"}'),
-        _framed(b'{"type":"Begin"}'),
-        _framed(b'{"type":"Begin","serial":"seven"}'),
-        _framed(b'{"type":"Progress","serial":1,"percentage":1e400}'),
-        _framed(b'{"type":"Outcome","serial":1,"failure":3}'),
-        _framed(b'{"type":"Started","serial":1}\xff'),
+        b"nonsense\n",
+        b"\n\nnonsense\n",
+        b'{"type":"Unknown"}\n',
+        b'{"type":"Begin"}\n',
+        b'{"type":"Begin","serial":"seven"}\n',
+        b'{"type":"Progress","serial":1,"percentage":1e400}\n',
+        b'{"type":"Outcome","serial":1,"failure":3}\n',
+        b'{"type":"Started","serial":1}\xff\n',
     ],
 )
 def test_nonsense_is_refused(data: bytes) -> None:
     """A task process that writes something else is at once known to."""
     with pytest.raises(ProtocolError):
-        FrameReader().feed(data)
+        LineReader().feed(data)
+
+
+def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process writes does not fill the memory of the application."""
+    monkeypatch.setattr(protocol, "LINE_LIMIT", 100)
+    reader = LineReader()
+    assert reader.feed(b"1" * 60) == []
+    with pytest.raises(ProtocolError):
+        reader.feed(b"1" * 60)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100_000])
+def test_calls_arrive_as_they_were_sent(piece: int) -> None:
+    """In frames of any size, of which each has the round of its tickets."""
+    calls = [
+        Call(serial=n, task_id="i", name="n", attempt=1, definition=b"\x80", input=b"1" * size)
+        for n, size in enumerate((0, 1, 70_000))
+    ]
+    reader, writer = os.pipe()
+    sent = frame(calls, 3) + frame(calls[:1], 255) + frame([], 0)
+
+    def write() -> None:
+        for start in range(0, len(sent), piece):
+            os.write(writer, sent[start : start + piece])
+
+    thread = threading.Thread(target=write)
+    try:
+        thread.start()
+        frames = Frames(reader)
+        assert [frames.next() for _ in range(3)] == [(3, calls), (255, calls[:1]), (0, [])]
+        thread.join()
+        os.close(writer)
+        assert frames.next() == (0, [])
+    finally:
+        os.close(reader)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_arbitrary_bytes_are_messages_or_refused(pieces: list[bytes]) -> None:
     """Nothing else than a ProtocolError comes of what a process may write."""
-    reader = FrameReader()
+    reader = LineReader()
     try:
         for piece in pieces:
             for message in reader.feed(piece):

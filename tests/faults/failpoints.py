@@ -67,7 +67,7 @@ def _plant_before_commit(method: str, hit: Callable[[], None]) -> None:
 def _plant_after_claim(hit: Callable[[], None]) -> None:
     from lilota_async.storage.writer import Writer
 
-    _patch(Writer, "claim", hit, when=bool)
+    _patch(Writer, "claim", hit, when=lambda claimed: claimed.tasks)
 
 
 def _plant_after_finish(hit: Callable[[], None]) -> None:
@@ -97,19 +97,15 @@ def _plant_heartbeat(hit: Callable[[], None]) -> None:
 
 
 def _plant_submit(hit: Callable[[], None]) -> None:
-    from concurrent.futures import ProcessPoolExecutor
+    from lilota_async.execution.outbox import Outbox
 
-    from lilota_async.execution import runtime
+    send = Outbox.send
 
-    submit = ProcessPoolExecutor.submit
+    def patched(self: Outbox, data: bytes) -> None:
+        send(self, data)
+        hit()
 
-    def patched(self: Any, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-        future = submit(self, function, *arguments, **keywords)
-        if function is runtime.execute:
-            hit()
-        return future
-
-    ProcessPoolExecutor.submit = patched  # type: ignore[method-assign]
+    Outbox.send = patched  # type: ignore[method-assign]
 
 
 def _plant_message(kind: str, hit: Callable[[], None]) -> None:
