@@ -249,8 +249,14 @@ class Node:
             is_alone = not is_plain(task)
         if is_alone:
             return await self.insert([task])
-        with self._insertion():
+        if not self._accepting:
+            raise NotRunning("schedule()")
+        self._inserting += 1
+        try:
             refused = await self.writer.insert_late(insertion)
+        finally:
+            self._inserting -= 1
+            self._inserted.set()
         if refused:  # paused, of which this node has not heard yet
             await self.insert([task])
 

@@ -7,14 +7,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from typing_extensions import Unpack
-
 from lilota_async.errors import ConfigurationError
 from lilota_async.models.values import Duration, TaskId, checked_duration
 from lilota_async.options import (
     IfFailed,
     OnConflict,
-    RowOptions,
     check_choice,
     checked_after,
     checked_key,
@@ -31,17 +28,26 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)  # what every database can hold
 
 
-def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOptions]) -> NewTask:
+def new_task(
+    registered: RegisteredTask,
+    input: Any,
+    *,
+    delay: Duration | None = None,
+    run_at: datetime | None = None,
+    priority: int | None = None,
+    timeout: Duration | None = None,
+    tags: Iterable[str] = (),
+    unique_key: str | None = None,
+    unique_for: Duration | None = None,
+    concurrency_key: str | None = None,
+    task_id: TaskId[Any] | None = None,
+) -> NewTask:
     """The row of a task; ConfigurationError or InvalidInput where there can be none."""
     from lilota_async.storage.transitions import NewTask
 
     settings = registered.settings
-    task_id, priority = options.get("task_id"), options.get("priority")
-    timeout, concurrency_key = options.get("timeout"), options.get("concurrency_key")
-    delay_seconds, run_at = checked_due(options.get("delay"), options.get("run_at"))
-    unique_key, unique_seconds = checked_uniqueness(
-        options.get("unique_key"), options.get("unique_for")
-    )
+    delay_seconds, run_at = checked_due(delay, run_at)
+    unique_key, unique_seconds = checked_uniqueness(unique_key, unique_for)
     return NewTask(
         id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
         name=registered.name,
@@ -53,7 +59,7 @@ def new_task(registered: RegisteredTask, input: Any, **options: Unpack[RowOption
         timeout_seconds=(
             settings.timeout_seconds if timeout is None else checked_duration("timeout", timeout)
         ),
-        tags=encode_tags(options.get("tags", ())),
+        tags=encode_tags(tags),
         unique_key=unique_key,
         unique_seconds=unique_seconds,
         concurrency_key=(

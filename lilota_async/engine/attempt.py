@@ -26,7 +26,7 @@ from lilota_async.execution.protocol import (
     Progress,
     Started,
 )
-from lilota_async.models.values import TaskEvent, TaskStatus
+from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import RegisteredTask
 from lilota_async.storage.transitions import ClaimedTask, Dependent, Finish, Report, Requeue
 
@@ -63,6 +63,7 @@ AttemptEnd = Transition | Unstarted | BaseException | None
 class Hooks:
     """What an attempt needs of the node: where its reports, its events and its end go."""
 
+    is_watched: Callable[[TaskId[Any]], bool]
     publish: Callable[[TaskEvent], None]
     report: Callable[[Report], asyncio.Future[bool]]
     conclude: Callable[[RunningAttempt, AttemptEnd], None]
@@ -76,6 +77,24 @@ class Hooks:
 
 class RunningAttempt:
     """A claimed task in a slot. `stop` may be called at any time before it has ended."""
+
+    __slots__ = (
+        "_children",
+        "_concluded",
+        "_hooks",
+        "_log",
+        "_memory",
+        "_reports",
+        "_rows",
+        "_serial",
+        "_task",
+        "_timer",
+        "claimed",
+        "has_ended",
+        "intent",
+        "is_slow",
+        "slot",
+    )
 
     def __init__(
         self, claimed: ClaimedTask, task: RegisteredTask, slot: Slot, serial: int, hooks: Hooks
@@ -266,7 +285,8 @@ class RunningAttempt:
 
     def publish(self, kind: Any, log: str | None = None) -> None:
         """Tell those who watch: the attempt is running."""
-        self._hooks.publish(self.event(kind, log))
+        if self._hooks.is_watched(self.claimed.attempt.id):
+            self._hooks.publish(self.event(kind, log))
 
     def event(self, kind: Any = "status", log: str | None = None) -> TaskEvent:
         """How the attempt is."""

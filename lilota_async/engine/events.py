@@ -97,6 +97,10 @@ class Events:
             if not others:
                 del self._subscriptions[task_id]
 
+    def is_watched(self, task_id: TaskId[Any]) -> bool:
+        """Whether anyone waits for the task here."""
+        return bool(self._subscriptions) and task_id in self._subscriptions
+
     def publish(self, event: TaskEvent) -> None:
         """Tell everyone who waits for the task."""
         for subscription in self._subscriptions.get(event.task_id, ()):

@@ -66,6 +66,7 @@ class Recovery:
         self._names = names
         self._on_work = on_work
         self._on_lease_lost = on_lease_lost
+        self._clock = asyncio.get_running_loop().time
         self._last_answer = float("-inf")
         self._last_beat = float("-inf")
         self._up_since = float("inf")
@@ -74,7 +75,7 @@ class Recovery:
     @property
     def holds_lease(self) -> bool:
         """Whether the lease was renewed in time, so that nobody else may have the node's tasks."""
-        return asyncio.get_running_loop().time() - self._last_beat < self._lease_seconds
+        return self._clock() - self._last_beat < self._lease_seconds
 
     async def start(self) -> None:
         """Register the node and take over from those that are gone."""

@@ -67,6 +67,7 @@ class RunningAttempts:
         """Those that run something that nothing should wait behind."""
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._hooks = Hooks(
+            is_watched=events.is_watched,
             publish=events.publish,
             report=writer.report,
             conclude=self._conclude,
@@ -183,7 +184,7 @@ class RunningAttempts:
 
     def _forget(self, attempt: RunningAttempt, status: TaskStatus | None) -> None:
         task_id = attempt.claimed.attempt.id
-        if status is not None and status.is_final:
+        if self._unstarted and status is not None and status.is_final:
             self._unstarted.pop(task_id, None)
         del self._attempts[task_id]
         attempt.be_over()
@@ -215,9 +216,12 @@ class RunningAttempts:
 
     def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
         """Tell those who wait for the task that it has this status now."""
-        self._events.publish(
-            TaskEvent(kind="status", task_id=task_id, status=status, progress_percentage=progress)
-        )
+        if self._events.is_watched(task_id):
+            self._events.publish(
+                TaskEvent(
+                    kind="status", task_id=task_id, status=status, progress_percentage=progress
+                )
+            )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

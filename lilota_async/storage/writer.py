@@ -74,6 +74,7 @@ class Writer:
         self._store = store
         self._store_timeout = store_timeout
         self._link = Link(database, store.prepare)
+        self._loop = asyncio.get_running_loop()
         self._queue: list[Operation] = []
         self._turns = Turns()
         self._in_flight: list[Operation] = []
@@ -106,7 +107,7 @@ class Writer:
         """Whether the database has not answered for longer than callers wait for it."""
         hanging = 0.0
         if self._flushing_since is not None:
-            hanging = asyncio.get_running_loop().time() - self._flushing_since
+            hanging = self._loop.time() - self._flushing_since
         return max(hanging, self._link.lost_seconds) > self._store_timeout
 
     async def start(self) -> None:
@@ -115,6 +116,7 @@ class Writer:
         await self._link.connect()
         self._wake = asyncio.Event()
         self._closing = False
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name="lilota-writer")
         self._task.add_done_callback(self._on_end)
 
@@ -144,19 +146,21 @@ class Writer:
         Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
         database went away during the commit and did not come back in time.
         """
-        return self._submit(Kind.INSERT, tasks, rows=len(tasks), timed=True)
+        return self._submit(self._operation(Kind.INSERT, tasks, rows=len(tasks), timed=True))
 
     async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
         """Commit the rows, all or none, or return the bound that leaves no room for them.
 
         Otherwise returns what the store returns for them. Raises what `insert()` does.
         """
-        operation = self._submit(Kind.ADMIT, insert, rows=len(insert.tasks), timed=True)
+        operation = self._submit(
+            self._operation(Kind.ADMIT, insert, rows=len(insert.tasks), timed=True)
+        )
         return cast("Bound | set[TaskId[Any]]", await operation)
 
     def insert_late(self, row: LateRow) -> asyncio.Future[set[TaskId[Any]]]:
         """As `insert()`, for a row that may be found to run at once when it is sent."""
-        return self._submit(Kind.INSERT, (row.task,), timed=True, late_row=row)
+        return self._submit(self._operation(Kind.INSERT, (row.task,), timed=True, late_row=row))
 
     async def claim(self, choose: Callable[[], Claim | LimitedClaim | None]) -> Claimed:
         """Make due tasks running; StoreUnavailable at once while the database is away.
@@ -165,19 +169,19 @@ class Writer:
         """
         if not self._link.is_up:
             raise StoreUnavailable("The database is away; claim again when it is back")
-        return cast("Claimed", await self._submit(Kind.CLAIM, choose))
+        return cast("Claimed", await self._submit(self._operation(Kind.CLAIM, choose)))
 
     def finish(self, finish: Finish) -> asyncio.Future[bool]:
         """End an attempt, queued at once; False when it is fenced off."""
-        return self._submit(Kind.FINISH, finish)
+        return self._submit(self._operation(Kind.FINISH, finish))
 
     def requeue(self, requeue: Requeue) -> asyncio.Future[bool]:
         """Put an attempt back, queued at once; False when it is fenced off."""
-        return self._submit(Kind.REQUEUE, requeue)
+        return self._submit(self._operation(Kind.REQUEUE, requeue))
 
     def report(self, report: Report) -> asyncio.Future[bool]:
         """Write progress and checkpoint, queued at once; False when it is fenced off."""
-        return self._submit(Kind.REPORT, report)
+        return self._submit(self._operation(Kind.REPORT, report))
 
     async def execute(
         self,
@@ -193,9 +197,9 @@ class Writer:
         come before any write.
         """
         kind = Kind.EXECUTE if in_transaction else Kind.LOOK
-        return cast("T", await self._submit(kind, operation, timed=True))
+        return cast("T", await self._submit(self._operation(kind, operation, timed=True)))
 
-    def _submit(
+    def _operation(
         self,
         kind: Kind,
         value: Any,
@@ -203,28 +207,26 @@ class Writer:
         rows: int = 1,
         timed: bool = False,
         late_row: LateRow | None = None,
-    ) -> asyncio.Future[Any]:
-        operation = self._operation(kind, value, rows)
-        operation.late_row = late_row
+    ) -> Operation:
+        return Operation(
+            kind=kind,
+            value=value,
+            future=self._loop.create_future(),
+            rows=rows,
+            size=payload_size(kind, value),
+            deadline=self._loop.time() + self._store_timeout if timed else None,
+            late_row=late_row,
+        )
+
+    def _submit(self, operation: Operation) -> asyncio.Future[Any]:
         if self._task is None or self._closing:
             operation.fail(NotRunning("Writing to the database"))
         elif self._task.done():
             operation.fail(self._unwritten(operation))
         else:
-            if timed:
-                operation.deadline = asyncio.get_running_loop().time() + self._store_timeout
             self._queue.append(operation)
             self._wake.set()
         return operation.future
-
-    def _operation(self, kind: Kind, value: Any, rows: int = 1) -> Operation:
-        return Operation(
-            kind=kind,
-            value=value,
-            future=asyncio.get_running_loop().create_future(),
-            rows=rows,
-            size=payload_size(kind, value),
-        )
 
     async def _run(self) -> None:
         while not (self._closing and not self._queue):
@@ -235,9 +237,8 @@ class Writer:
             if not self._store.one_statement_batches:
                 await asyncio.sleep(0)  # who was just answered may have more for this flush
             self._in_flight = self._take()
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(_EXPIRY_PERIOD, self._expire)
-            self._flushing_since = loop.time()
+            self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
+            self._flushing_since = self._loop.time()
             try:
                 await self._flush(self._in_flight)
             except Exception as error:
@@ -375,10 +376,10 @@ class Writer:
     def _expire(self) -> None:
         """Answer callers in time even while a call to the database hangs."""
         self._expire_due()
-        self._expiry = asyncio.get_running_loop().call_later(_EXPIRY_PERIOD, self._expire)
+        self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
 
     def _expire_due(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         for operation in (*self._in_flight, *self._queue):
             if operation.deadline is not None and operation.deadline <= now:
                 operation.fail(self._unwritten(operation))
