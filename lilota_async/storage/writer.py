@@ -234,8 +234,6 @@ class Writer:
             if not self._queue and self._link.is_up:
                 await self._wake.wait()
             self._wake.clear()
-            if not self._store.one_statement_batches:
-                await asyncio.sleep(0)  # who was just answered may have more for this flush
             self._in_flight = self._take()
             self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
             self._flushing_since = self._loop.time()
