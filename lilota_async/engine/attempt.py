@@ -37,7 +37,8 @@ KILL_AGAIN_SECONDS = 0.05
 class Slot(Protocol):
     """A place where one task runs: a process cell, a thread or a part of the loop."""
 
-    pid: int
+    @property
+    def pid(self) -> int: ...
 
     @property
     def load(self) -> int: ...
@@ -45,7 +46,7 @@ class Slot(Protocol):
     @property
     def is_held_up(self) -> bool: ...
 
-    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]: ...
+    def run(self, call: Call, listener: Listener) -> None: ...
 
     def interrupt(self, serial: int, reason: Reason) -> None: ...
 
@@ -121,11 +122,11 @@ class RunningAttempt:
     def begin(self) -> None:
         """Take the slot, now; its end goes to the hook, or what keeps it from beginning."""
         try:
-            ended = self.slot.run(self._call(), self._on_message)
+            call = self._call()
         except Exception as error:  # somebody has edited the row
-            ended = asyncio.get_running_loop().create_future()
-            ended.set_exception(error)
-        ended.add_done_callback(self._on_end)
+            asyncio.get_running_loop().call_soon(self.on_end, error)
+        else:
+            self.slot.run(call, self)
 
     @property
     def concluded(self) -> asyncio.Future[None]:
@@ -139,17 +140,16 @@ class RunningAttempt:
         if self._concluded is not None and not self._concluded.done():
             self._concluded.set_result(None)
 
-    def _on_end(self, future: asyncio.Future[Ended]) -> None:
+    def on_end(self, ended: Ended | BaseException | None) -> None:
+        """It has ended like this, or with what keeps that from being known.
+
+        None: it was cancelled with everything else, as at the end of asyncio.run().
+        """
         self.has_ended = True
         self._release()
-        if future.cancelled():  # with everything else, at the end of asyncio.run()
-            self._hooks.conclude(self, None)
+        if ended is None or isinstance(ended, BaseException):
+            self._hooks.conclude(self, ended)
             return
-        error = future.exception()
-        if error is not None:
-            self._hooks.conclude(self, error)
-            return
-        ended = future.result()
         if isinstance(ended, Outcome) and ended.seconds is not None:
             self._hooks.observe(self.claimed.name, ended.seconds)
         if self._children is None and (self.intent is None or _is_success(ended)):
@@ -208,7 +208,8 @@ class RunningAttempt:
             self._kill()
             return
         self.slot.interrupt(self._serial, "timeout" if intent is Intent.TIMEOUT else "cancel")
-        self._arm(self._hooks.grace_seconds, self._kill)
+        if not self.has_ended:
+            self._arm(self._hooks.grace_seconds, self._kill)
 
     def _kill(self) -> None:
         if not self.slot.kill(self._serial):  # it has not begun yet: it will not begin
@@ -234,7 +235,8 @@ class RunningAttempt:
             reports_start=claimed.timeout_seconds is not None or self._max_memory is not None,
         )
 
-    def _on_message(self, message: Message | bytes) -> None:
+    def on_message(self, message: Message | bytes) -> None:
+        """The task has said this, or written these bytes."""
         if isinstance(message, bytes):
             self._on_text(message.decode(errors="replace"))
         elif isinstance(message, LogRecord):

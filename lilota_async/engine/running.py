@@ -99,12 +99,13 @@ class RunningAttempts:
         if not self._bursts.is_short(claimed.name):
             attempt.is_slow = True
             self.slow_slots[slot] += 1
-        attempt.begin()
         attempt.publish("status")
+        attempt.begin()
 
     def put_back(self, claimed: ClaimedTask) -> None:
         """Nothing runs it here after all; the attempt is not counted."""
-        self._write(Requeue(attempt=claimed.attempt, counted=False), _hear)
+        back = Requeue(attempt=claimed.attempt, counted=False)
+        self._writer.end(back, lambda _written, _error: self._expect(0))
 
     def stop(self, intent: Intent) -> None:
         """Interrupt all of them."""
@@ -137,16 +138,20 @@ class RunningAttempts:
             self._give_up(attempt, end)
         else:
             transition = self._put_back(attempt.claimed, end) if isinstance(end, Unstarted) else end
-            on_written = functools.partial(self._on_written, attempt, transition)
-            self._write(transition, on_written)
+            self._writer.end(transition, functools.partial(self._on_written, attempt, transition))
 
     def _on_written(
-        self, attempt: RunningAttempt, transition: Transition, written: asyncio.Future[bool]
+        self,
+        attempt: RunningAttempt,
+        transition: Transition,
+        written: bool,
+        error: Exception | None,
     ) -> None:
-        error = None if written.cancelled() else written.exception()
+        if isinstance(transition, Requeue):
+            self._expect(transition.delay_seconds)
         if error is not None and not isinstance(error, StoreUnavailable | NotRunning):
             self._give_up(attempt, error)  # a result that the database refuses
-        elif error is not None or written.cancelled() or not written.result():
+        elif not written:
             # Fenced off; or this node ended without the database, and says so.
             self._forget(attempt, None)
         else:
@@ -174,13 +179,12 @@ class RunningAttempts:
         task_id = attempt.claimed.attempt.id
         logger.error("Task %s could not be seen to its end", task_id, exc_info=error)
 
-        def on_written(written: asyncio.Future[bool]) -> None:
-            was_ours = not written.cancelled() and not written.exception() and written.result()
-            if was_ours:
+        def on_written(written: bool, _error: Exception | None) -> None:
+            if written:
                 self.tell(task_id, TaskStatus.FAILED)
-            self._forget(attempt, TaskStatus.FAILED if was_ours else None)
+            self._forget(attempt, TaskStatus.FAILED if written else None)
 
-        self._write(unrunnable(attempt.claimed, error), on_written)
+        self._writer.end(unrunnable(attempt.claimed, error), on_written)
 
     def _forget(self, attempt: RunningAttempt, status: TaskStatus | None) -> None:
         task_id = attempt.claimed.attempt.id
@@ -204,16 +208,6 @@ class RunningAttempts:
             del self._unstarted[task_id]
         return Requeue(attempt=claimed.attempt, counted=counted)
 
-    def _write(
-        self, transition: Transition, on_written: Callable[[asyncio.Future[bool]], None]
-    ) -> None:
-        if isinstance(transition, Finish):
-            self._writer.finish(transition).add_done_callback(on_written)
-            return
-        written = self._writer.requeue(transition)
-        written.add_done_callback(on_written)
-        written.add_done_callback(lambda _: self._expect(transition.delay_seconds))
-
     def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
         """Tell those who wait for the task that it has this status now."""
         if self._events.is_watched(task_id):
@@ -227,12 +221,6 @@ class RunningAttempts:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _hear(written: asyncio.Future[bool]) -> None:
-    """Without the database the writer says so, once."""
-    if not written.cancelled():
-        written.exception()
 
 
 def _status_after(transition: Finish | Requeue) -> TaskStatus:

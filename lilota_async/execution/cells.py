@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Literal
-
-import msgspec
+from typing import Literal, Protocol
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
@@ -37,7 +34,6 @@ from lilota_async.execution.start_failure import EndedSilently
 from lilota_async.execution.worker_process import WorkerProcess, signal_name
 
 Reason = Literal["timeout", "cancel"]
-Listener = Callable[[Message | bytes], None]
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
 ROUNDS = 256  # what a ticket can tell apart
@@ -47,12 +43,12 @@ FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
 logger = logging.getLogger("lilota_async")
 
 
-class Running(msgspec.Struct, frozen=True, eq=False):
-    """A call that a cell has, who hears of it, and who waits for its end."""
+class Listener(Protocol):
+    """Who hears what a call says, and once how it has ended."""
 
-    call: Call
-    listener: Listener
-    ended: asyncio.Future[Ended]
+    def on_message(self, message: Message | bytes) -> None: ...
+
+    def on_end(self, ended: Ended | BaseException | None) -> None: ...
 
 
 class Cell:
@@ -77,8 +73,8 @@ class Cell:
         self.worker = WorkerProcess(context, token)
         self._lines = LineReader()
         self._texts = OutputReader(token)
-        self._waiting: deque[Running] = deque()
-        self._burst: dict[int, Running] = {}
+        self._waiting: dict[int, tuple[Call, Listener]] = {}  # until it is their turn in the loop
+        self._burst: dict[int, Listener] = {}
         self._starting: asyncio.Task[None] | None = None
         self._sends = False
         self._round = 0
@@ -153,17 +149,15 @@ class Cell:
         ended = f"A task process ended while it was starting (exit code {await self._bury()})."
         return WorkerStartFailed(f"{ended} It said: {said}") if said else EndedSilently(ended)
 
-    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
-        """Take `call`, now; the future is its end. `listener` gets its messages and output."""
-        ended: asyncio.Future[Ended] = self._loop.create_future()
+    def run(self, call: Call, listener: Listener) -> None:
+        """Take `call`, now; `listener` gets its messages and output, and its end."""
         if not self.is_usable:
-            ended.set_result(Unstarted())
-            return ended
-        self._waiting.append(Running(call, listener, ended))
+            self._loop.call_soon(listener.on_end, Unstarted())
+            return
+        self._waiting[call.serial] = (call, listener)
         if not self._sends:
             self._sends = True
             self._loop.call_soon(self._send)  # what comes in the same moment goes along
-        return ended
 
     def _send(self) -> None:
         """Send what waits."""
@@ -171,15 +165,15 @@ class Cell:
         if not self._waiting or not self.is_usable:
             return
         assert self._outbox is not None
-        burst = {running.call.serial: running for running in self._waiting}
+        calls = [call for call, _ in self._waiting.values()]
+        self._burst |= {serial: listener for serial, (_, listener) in self._waiting.items()}
+        self._texts.expect(self._waiting)
         self._waiting.clear()
         self._oom_kills.look()
         if self._look is None:
             self._look_later()
-        self._burst |= burst
-        self._texts.expect(burst)
-        self.worker.give_tickets(len(burst), self._round)
-        self._outbox.send(frame([running.call for running in burst.values()], self._round))
+        self.worker.give_tickets(len(calls), self._round)
+        self._outbox.send(frame(calls, self._round))
 
     def _on_end_of_service(self, service: asyncio.Future[None]) -> None:
         error = None if service.cancelled() else service.exception()
@@ -202,7 +196,7 @@ class Cell:
             self._look_later()
             return
         self.is_held_up = True
-        returned, self._waiting = list(self._waiting), deque()
+        returned: list[Listener] = []
         # The process takes a ticket before each call: those that are left belong to the last
         # calls that it has, and whoever has them decides.
         count = self.worker.take_tickets()
@@ -210,9 +204,9 @@ class Cell:
         if count:
             serials = list(self._burst)[-count:]
             self._texts.withdraw(serials[0])
-            returned += [self._burst.pop(serial) for serial in serials]
-        for running in returned:
-            self._conclude(running, Unstarted(returned=True))
+            returned = [self._burst.pop(serial) for serial in serials]
+        for listener in returned:
+            self._conclude(listener, Unstarted(returned=True))
 
     def interrupt(self, serial: int, reason: Reason) -> None:
         """Ask the process to raise in the task's code; what is not sent yet never will be."""
@@ -263,12 +257,11 @@ class Cell:
             self.worker.kill()
 
     def _forget(self, serial: int) -> bool:
-        for running in self._waiting:
-            if running.call.serial == serial:
-                self._waiting.remove(running)
-                self._conclude(running, Unstarted())
-                return True
-        return False
+        waiting = self._waiting.pop(serial, None)
+        if waiting is None:
+            return False
+        self._conclude(waiting[1], Unstarted())
+        return True
 
     def _read_channel(self) -> None:
         for data in self.worker.read_channel():
@@ -295,11 +288,11 @@ class Cell:
                 self._tell(serial, text)
 
     def _tell(self, serial: int, message: Message | bytes) -> None:
-        running = self._burst.get(serial)
-        if running is None:
+        listener = self._burst.get(serial)
+        if listener is None:
             return
         try:
-            running.listener(message)
+            listener.on_message(message)
         except Exception:  # such as a logging filter of the application's: no outcome waits for it
             logger.exception("Something that task process %d said was not heard", self.pid)
 
@@ -316,16 +309,18 @@ class Cell:
             self._tell(message.serial, message)
 
     def _end(self, serial: int, ended: Ended) -> None:
-        running = self._burst.pop(serial, None)
-        if running is not None:
+        listener = self._burst.pop(serial, None)
+        if listener is not None:
             self.finished_calls += 1
             self.is_held_up = False
-            self._conclude(running, ended)
             self._on_end_of_call(self)
+            self._conclude(listener, ended)
 
-    def _conclude(self, running: Running, ended: Ended) -> None:
-        if not running.ended.done():  # whoever waited for it may be cancelled
-            running.ended.set_result(ended)
+    def _conclude(self, listener: Listener, ended: Ended) -> None:
+        try:
+            listener.on_end(ended)
+        except Exception:  # the others have ends as well
+            logger.exception("The end of a call of task process %d was not heard", self.pid)
 
     def _on_death(self) -> None:
         self._gone = True
@@ -347,11 +342,11 @@ class Cell:
         finally:
             if self._begun is not None and self._begun.serial in self._burst:
                 self._end(self._begun.serial, self._crash(self._begun, exit_code))
-            unstarted = [*self._burst.values(), *self._waiting]
-            self._burst, self._waiting = {}, deque()
+            unstarted = [*self._burst.values(), *(each for _, each in self._waiting.values())]
+            self._burst, self._waiting = {}, {}
             innocent = self._tainted or self._begun is not None
-            for running in unstarted:
-                self._conclude(running, Unstarted(returned=innocent))
+            for listener in unstarted:
+                self._conclude(listener, Unstarted(returned=innocent))
             self._buried.set()
 
     async def close(self) -> None:

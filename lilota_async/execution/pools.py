@@ -9,6 +9,7 @@ cancelled besides.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import time
@@ -25,6 +26,8 @@ from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.invocation import Runnable, failed, load, succeeded
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
 
+Publish = Callable[[Message], None]
+
 
 class LocalSlot:
     """A place for one task in this process."""
@@ -38,15 +41,16 @@ class LocalSlot:
         self._stop_requested = False
         self._stop_seen = False
 
-    def run(self, call: Call, listener: Listener) -> asyncio.Future[Ended]:
-        """Take `call`, now, and run it in a context of its own; the future is its end."""
+    def run(self, call: Call, listener: Listener) -> None:
+        """Take `call`, now, and run it in a context of its own; `listener` hears of its end."""
         self.load = 1
         self._stop_requested = self._stop_seen = False
-        return asyncio.ensure_future(self._run_to_end(call, listener))
+        self._call = asyncio.ensure_future(self._run_to_end(call, listener.on_message))
+        self._call.add_done_callback(functools.partial(_tell_end, listener))
 
-    async def _run_to_end(self, call: Call, listener: Listener) -> Ended:
+    async def _run_to_end(self, call: Call, publish: Publish) -> Ended:
         try:
-            outcome = await self._run(call, listener)
+            outcome = await self._run(call, publish)
         finally:
             self.load = 0
             self._on_idle()
@@ -68,7 +72,7 @@ class LocalSlot:
     async def retire(self) -> None:
         """Nothing to end: the task has ended."""
 
-    async def _run(self, call: Call, listener: Listener) -> Outcome:
+    async def _run(self, call: Call, publish: Publish) -> Outcome:
         raise NotImplementedError
 
     def _stopped(self) -> bool:
@@ -90,13 +94,14 @@ class ThreadSlot(LocalSlot):
         super().__init__(on_idle)
         self._threads = threads
 
-    async def _run(self, call: Call, listener: Listener) -> Outcome:
+    async def _run(self, call: Call, publish: Publish) -> Outcome:
         loop = asyncio.get_running_loop()
 
-        def publish(message: Message) -> None:
-            loop.call_soon_threadsafe(listener, message)
+        def publish_from_thread(message: Message) -> None:
+            loop.call_soon_threadsafe(publish, message)
 
-        return await loop.run_in_executor(self._threads, Context().run, self._work, call, publish)
+        work = functools.partial(Context().run, self._work, call, publish_from_thread)
+        return await loop.run_in_executor(self._threads, work)
 
     def _work(self, call: Call, publish: Callable[[Message], None]) -> Outcome:
         task: CurrentTask | None = None
@@ -123,9 +128,9 @@ class LoopSlot(LocalSlot):
         super().__init__(on_idle)
         self._running: asyncio.Task[Outcome] | None = None
 
-    async def _run(self, call: Call, listener: Listener) -> Outcome:
+    async def _run(self, call: Call, publish: Publish) -> Outcome:
         loop = asyncio.get_running_loop()
-        self._running = loop.create_task(self._work(call, listener), context=Context())
+        self._running = loop.create_task(self._work(call, publish), context=Context())
         if self._stop_requested:  # before there was anything to cancel
             self._running.cancel()
         await asyncio.wait([self._running])
@@ -139,12 +144,12 @@ class LoopSlot(LocalSlot):
         if self._running is not None:
             self._running.cancel()
 
-    async def _work(self, call: Call, listener: Listener) -> Outcome:
+    async def _work(self, call: Call, publish: Publish) -> Outcome:
         task: CurrentTask | None = None
         try:
-            runnable, task = self._begin(call, listener)
+            runnable, task = self._begin(call, publish)
             arguments = runnable.arguments_for(call, task)
-            listener(Started(call.serial))
+            publish(Started(call.serial))
             result = runnable.function(*arguments)
             if inspect.iscoroutine(result):
                 result = await result
@@ -155,6 +160,13 @@ class LoopSlot(LocalSlot):
             return failed(call, error, task)
         except BaseException as error:
             return failed(call, error, task)
+
+
+def _tell_end(listener: Listener, ended: asyncio.Task[Ended]) -> None:
+    if ended.cancelled():
+        listener.on_end(None)
+    else:
+        listener.on_end(ended.exception() or ended.result())
 
 
 class LocalPool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import logging
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,8 @@ from lilota_async.storage.transitions import (
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+_logger = logging.getLogger("lilota_async")
 
 _MOST_ROWS = 1000
 _MOST_CHARACTERS = 8_000_000
@@ -72,6 +75,32 @@ class LateRow(Protocol):
     def on_given_up(self) -> None: ...
 
 
+class Told:
+    """Stands where a future would, for somebody who is told at once and cannot go away."""
+
+    __slots__ = ("_is_done", "_tell")
+
+    def __init__(self, tell: Callable[[Any, Exception | None], None]) -> None:
+        self._tell = tell
+        self._is_done = False
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def set_result(self, outcome: Any) -> None:
+        self._set(outcome, None)
+
+    def set_exception(self, error: Exception) -> None:
+        self._set(None, error)
+
+    def _set(self, outcome: Any, error: Exception | None) -> None:
+        self._is_done = True
+        try:
+            self._tell(outcome, error)
+        except Exception:  # the others of the flush have outcomes as well
+            _logger.exception("The outcome of a write was not heard")
+
+
 class Operation(msgspec.Struct, kw_only=True, eq=False):
     """One call that waits for its commit, or for its `deadline` on the clock of the loop.
 
@@ -83,7 +112,7 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
 
     kind: Kind
     value: Any
-    future: Future[Any]
+    future: Future[Any] | Told
     rows: int = 1
     size: int = 0
     deadline: float | None = None

@@ -20,6 +20,7 @@ from lilota_async.storage.batch import (
     Kind,
     LateRow,
     Operation,
+    Told,
     Turns,
     apply,
     is_one_statement,
@@ -171,13 +172,13 @@ class Writer:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("Claimed", await self._submit(self._operation(Kind.CLAIM, choose)))
 
-    def finish(self, finish: Finish) -> asyncio.Future[bool]:
-        """End an attempt, queued at once; False when it is fenced off."""
-        return self._submit(self._operation(Kind.FINISH, finish))
+    def end(self, end: Finish | Requeue, tell: Callable[[bool, Exception | None], None]) -> None:
+        """Write the end of an attempt; `tell` is called with what came of that.
 
-    def requeue(self, requeue: Requeue) -> asyncio.Future[bool]:
-        """Put an attempt back, queued at once; False when it is fenced off."""
-        return self._submit(self._operation(Kind.REQUEUE, requeue))
+        That is False when the attempt is fenced off, or an error: NotRunning or a StoreError.
+        """
+        kind = Kind.FINISH if isinstance(end, Finish) else Kind.REQUEUE
+        self._submit(self._operation(kind, end, told=Told(tell)))
 
     def report(self, report: Report) -> asyncio.Future[bool]:
         """Write progress and checkpoint, queued at once; False when it is fenced off."""
@@ -207,11 +208,12 @@ class Writer:
         rows: int = 1,
         timed: bool = False,
         late_row: LateRow | None = None,
+        told: Told | None = None,
     ) -> Operation:
         return Operation(
             kind=kind,
             value=value,
-            future=self._loop.create_future(),
+            future=told or self._loop.create_future(),
             rows=rows,
             size=payload_size(kind, value),
             deadline=self._loop.time() + self._store_timeout if timed else None,
@@ -226,7 +228,7 @@ class Writer:
         else:
             self._queue.append(operation)
             self._wake.set()
-        return operation.future
+        return cast("asyncio.Future[Any]", operation.future)
 
     async def _run(self) -> None:
         while not (self._closing and not self._queue):

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from lilota_async.engine.attempt import Slot
 from lilota_async.execution.cells import Cell
 from lilota_async.execution.ends import Crash, Ended
 from lilota_async.execution.protocol import Call, LogRecord, Message, Outcome
@@ -76,6 +77,31 @@ class Heard:
         return [message for message in self.messages if isinstance(message, LogRecord)]
 
 
+class Waiting:
+    """Someone who waits for the end of a call."""
+
+    def __init__(self, hear: Callable[[Message | bytes], None]) -> None:
+        self.on_message = hear
+        self.ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def on_end(self, ended: Ended | BaseException | None) -> None:
+        if self.ended.done():  # whoever waited was cancelled
+            assert self.ended.cancelled()
+        elif ended is None:
+            self.ended.cancel()
+        elif isinstance(ended, BaseException):
+            self.ended.set_exception(ended)
+        else:
+            self.ended.set_result(ended)
+
+
+def run(slot: Slot, call: Call, hear: Callable[[Message | bytes], None]) -> asyncio.Future[Ended]:
+    """Run the call there; the future is its end, and `hear` gets what it says."""
+    waiting = Waiting(hear)
+    slot.run(call, waiting)
+    return waiting.ended
+
+
 class Bench:
     """Cells of one start method."""
 
@@ -92,7 +118,7 @@ class Bench:
         return cell
 
     async def run(self, cell: Cell, function: Callable[..., Any], input: Any = None) -> Ended:
-        return await cell.run(call_of(function, input), Heard())
+        return await run(cell, call_of(function, input), Heard())
 
     async def value(self, cell: Cell, function: Callable[..., Any], input: Any = None) -> Any:
         """What the function returns there."""

@@ -23,10 +23,7 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from lilota_async.execution.processes import ProcessPool
 from tests.execution import tasks
-from tests.execution.support import call_of, Heard, until
-
-async def run(pool, function, path):
-    return await pool.slots()[0].run(call_of(function, path), Heard())
+from tests.execution.support import call_of, Heard, run, until
 
 async def main(method, directory, kinds):
     pools = []
@@ -35,7 +32,7 @@ async def main(method, directory, kinds):
         await pool.start()
         pools.append(pool)
         path = f"{directory}/{kind}"
-        asyncio.ensure_future(run(pool, getattr(tasks, kind), path))
+        run(pool.slots()[0], call_of(getattr(tasks, kind), path), Heard())
         await until(Path(path).exists)
         Path(f"{path}.process").write_text(str(pool.slots()[0].pid))
     Path(f"{directory}/all").touch()

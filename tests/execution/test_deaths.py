@@ -24,6 +24,7 @@ from tests.execution.support import (
     crash_of,
     is_alive,
     number_in,
+    run,
     until,
     value_of,
 )
@@ -62,7 +63,7 @@ async def test_a_segfault_says_where(cells: Bench) -> None:
     """What faulthandler writes is in the crash, and in the task's output."""
     cell = await cells.cell()
     heard = Heard()
-    crash = crash_of(await cell.run(call_of(tasks.segfault), heard))
+    crash = crash_of(await run(cell, call_of(tasks.segfault), heard))
     assert crash.traceback.startswith("Fatal Python error: Segmentation fault")
     assert "in segfault" in crash.traceback
     assert crash.traceback in heard.text
@@ -81,7 +82,7 @@ async def test_a_crash_in_a_burst_concerns_one_call(cells: Bench, tmp_path: Path
         call_of(tasks.ok),
     ]
     ended = await asyncio.gather(
-        *(cell.run(call, listener) for call, listener in zip(calls, heard, strict=True))
+        *(run(cell, call, listener) for call, listener in zip(calls, heard, strict=True))
     )
     assert [value_of(each) for each in ended[:2]] == [None, None]
     assert crash_of(ended[2]).exit_code == 7
@@ -140,7 +141,7 @@ async def test_children_end_with_the_process(cells: Bench, tmp_path: Path) -> No
     cell = await cells.cell()
     path = tmp_path / "pid"
     call = call_of(tasks.sleep_with_child, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     child = await number_in(path)
     assert cell.kill(call.serial)
     assert crash_of(await running).signal == "SIGKILL"
@@ -166,7 +167,7 @@ async def test_a_kill_ends_whatever_runs(
     cell = await cells.cell()
     path = tmp_path / "begun"
     call = call_of(function, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     started = time.monotonic()
     assert cell.kill(call.serial)
@@ -180,7 +181,7 @@ async def test_what_a_killed_call_has_used_is_known(cells: Bench, tmp_path: Path
     path = tmp_path / "burnt"
     await cells.value(cell, tasks.use_memory, 10)
     call = call_of(tasks.burn_then_sleep, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     assert cell.kill(call.serial)
     crash = crash_of(await running)

@@ -24,6 +24,7 @@ from tests.execution.support import (
     failure_of,
     is_alive,
     number_in,
+    run,
     until,
     value_of,
 )
@@ -47,7 +48,7 @@ async def test_an_interruption_is_raised_in_the_tasks_code(
     heard = Heard()
     path = tmp_path / "begun"
     call = call_of(function, str(path))
-    running = asyncio.ensure_future(cell.run(call, heard))
+    running = asyncio.ensure_future(run(cell, call, heard))
     await until(path.exists)
     cell.interrupt(call.serial, reason)
     ended = await asyncio.wait_for(running, 5)
@@ -72,7 +73,7 @@ async def test_a_signal_that_gets_lost_is_sent_again(
     cell = await cells.cell()
     path = tmp_path / "begun"
     call = call_of(tasks.sleep_for_ever, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     monkeypatch.setattr(os, "kill", lose_the_first)
     cell.interrupt(call.serial, "cancel")
@@ -88,7 +89,7 @@ async def test_a_signal_that_comes_while_a_request_is_read_is_ours(
     await cells.run(cell, tasks.signal_while_a_request_is_read)
     path = tmp_path / "begun"
     call = call_of(tasks.sleep_for_ever, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     assert failure_of(await asyncio.wait_for(running, 5))["type"].endswith("TaskStopped")
@@ -102,7 +103,7 @@ async def test_signals_that_come_again_do_not_disturb_the_cleaning_up(
     heard = Heard()
     path = tmp_path / "begun"
     call = call_of(tasks.clean_up_slowly, str(path))
-    running = asyncio.ensure_future(cell.run(call, heard))
+    running = asyncio.ensure_future(run(cell, call, heard))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     assert failure_of(await asyncio.wait_for(running, 5))["type"].endswith("TaskStopped")
@@ -116,7 +117,7 @@ async def test_a_coroutine_is_interrupted_at_any_moment(cells: Bench, tmp_path: 
         heard = Heard()
         path = tmp_path / str(round)
         call = call_of(tasks.wait_and_clean_up, str(path))
-        running = asyncio.ensure_future(cell.run(call, heard))
+        running = asyncio.ensure_future(run(cell, call, heard))
         while not path.exists() and not running.done():
             await asyncio.sleep(0)
         await asyncio.sleep(round % 20 * 0.00005)
@@ -134,7 +135,7 @@ async def test_what_swallows_an_interruption_is_killed(cells: Bench, tmp_path: P
     heard = Heard()
     path = tmp_path / "begun"
     call = call_of(tasks.swallow, str(path))
-    running = asyncio.ensure_future(cell.run(call, heard))
+    running = asyncio.ensure_future(run(cell, call, heard))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     await until(lambda: heard.text == "swallowed\n")
@@ -147,7 +148,7 @@ async def test_a_result_in_spite_of_an_interruption_counts(cells: Bench, tmp_pat
     cell = await cells.cell()
     path = tmp_path / "begun"
     call = call_of(tasks.swallow_and_return, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     ended = await running
@@ -161,7 +162,7 @@ async def test_a_task_can_look_whether_it_is_to_stop(cells: Bench, tmp_path: Pat
     cell = await cells.cell()
     path = tmp_path / "begun"
     call = call_of(tasks.wait_until_cancelled, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     assert isinstance(await asyncio.wait_for(running, 5), Outcome)
@@ -172,9 +173,9 @@ async def test_an_interruption_that_comes_late_reaches_nobody(cells: Bench) -> N
     cell = await cells.cell()
     for _ in range(30):
         late = call_of(tasks.ok)
-        assert value_of(await cell.run(late, Heard())) == "ok"
+        assert value_of(await run(cell, late, Heard())) == "ok"
         next_call = call_of(tasks.sleep, 0.005)
-        running = asyncio.ensure_future(cell.run(next_call, Heard()))
+        running = asyncio.ensure_future(run(cell, next_call, Heard()))
         await asyncio.sleep(0)
         # The cell itself knows better: what counts here is what the process makes of it.
         cell.worker.interrupt(f"cancel {late.serial}")
@@ -187,7 +188,7 @@ async def test_interruption_and_end_race_and_each_call_has_one_end(cells: Bench)
     ends: set[str] = set()
     for round in range(60):
         call = call_of(tasks.sleep, 0.002)
-        running = asyncio.ensure_future(cell.run(call, Heard()))
+        running = asyncio.ensure_future(run(cell, call, Heard()))
         await asyncio.sleep(round * 0.0001)
         cell.interrupt(call.serial, "cancel")
         ended = await asyncio.wait_for(running, 5)
@@ -206,7 +207,7 @@ async def test_a_call_that_was_not_sent_never_begins(cells: Bench, tmp_path: Pat
     first = asyncio.ensure_future(cells.run(cell, tasks.wait_for_file, str(go)))
     await asyncio.sleep(0.05)
     calls = [call_of(tasks.touch, str(marker)) for _ in range(2)]
-    waiting = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
+    waiting = [asyncio.ensure_future(run(cell, call, Heard())) for call in calls]
     cell.interrupt(calls[0].serial, "cancel")
     assert cell.kill(calls[1].serial)
     assert await asyncio.gather(*waiting) == [Unstarted(), Unstarted()]
@@ -241,7 +242,7 @@ async def test_a_call_that_waits_in_its_burst_never_begins(cells: Bench, tmp_pat
         call_of(tasks.touch, str(marker)),
         call_of(tasks.pid),
     ]
-    running = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
+    running = [asyncio.ensure_future(run(cell, call, Heard())) for call in calls]
     await asyncio.sleep(0.1)
     cell.interrupt(calls[1].serial, "cancel")
     assert not cell.kill(calls[1].serial)
@@ -259,7 +260,7 @@ async def test_a_stopped_call_is_the_last_of_its_burst(cells: Bench, tmp_path: P
     cell = await cells.cell()
     begun, marker = tmp_path / "begun", tmp_path / "marker"
     calls = [call_of(tasks.sleep_for_ever, str(begun)), call_of(tasks.touch, str(marker))]
-    running = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
+    running = [asyncio.ensure_future(run(cell, call, Heard())) for call in calls]
     await until(begun.exists)
     cell.interrupt(calls[0].serial, "cancel")
     ended = await running[0]
@@ -280,15 +281,15 @@ async def test_what_comes_after_a_stopped_call_gets_another_process(
         cell = await cells.cell(dead.append)
         begun, marker = tmp_path / f"begun {function.__name__}", tmp_path / "marker"
         call = call_of(function, str(begun))
-        running = asyncio.ensure_future(cell.run(call, Heard()))
+        running = asyncio.ensure_future(run(cell, call, Heard()))
         await until(begun.exists)
-        next_run = asyncio.ensure_future(cell.run(call_of(tasks.touch, str(marker)), Heard()))
+        next_run = asyncio.ensure_future(run(cell, call_of(tasks.touch, str(marker)), Heard()))
         await asyncio.sleep(0)
         cell.interrupt(call.serial, "cancel")
         ended = await running
         assert isinstance(ended, Outcome)
         assert not cell.is_usable
-        assert await cell.run(call_of(tasks.touch, str(marker)), Heard()) == Unstarted()
+        assert await run(cell, call_of(tasks.touch, str(marker)), Heard()) == Unstarted()
         assert await next_run == TAKEN
         await until(dead.copy)
         assert not marker.exists()
@@ -301,7 +302,7 @@ async def test_a_process_that_does_not_react_is_killed_before_the_call_begins(
     cell = await cells.cell()
     os.kill(cell.pid, signal.SIGSTOP)
     calls = [call_of(tasks.ok), call_of(tasks.ok)]
-    running = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
+    running = [asyncio.ensure_future(run(cell, call, Heard())) for call in calls]
     await asyncio.sleep(0.05)
     cell.interrupt(calls[0].serial, "cancel")
     assert not cell.kill(calls[1].serial)
@@ -314,7 +315,7 @@ async def test_retiring_waits_for_the_whole_group(cells: Bench, tmp_path: Path) 
     cell = await cells.cell()
     path = tmp_path / "pid"
     call = call_of(tasks.sleep_with_child, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     child = await number_in(path)
     cell.interrupt(call.serial, "cancel")
     assert failure_of(await running)["type"].endswith("TaskStopped")
@@ -332,7 +333,7 @@ async def test_a_task_that_ignores_the_signal_does_not_deafen_the_next(
     assert await cells.value(cell, tasks.ignore_sigterm) is None
     path = tmp_path / "begun"
     call = call_of(tasks.sleep_for_ever, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     cell.interrupt(call.serial, "cancel")
     assert failure_of(await asyncio.wait_for(running, 5))["type"].endswith("TaskStopped")
@@ -343,7 +344,7 @@ async def test_a_close_ends_what_runs(cells: Bench, tmp_path: Path) -> None:
     cell = await cells.cell()
     path = tmp_path / "begun"
     calls: list[Call] = [call_of(tasks.sleep_for_ever, str(path)), call_of(tasks.ok)]
-    running = [asyncio.ensure_future(cell.run(call, Heard())) for call in calls]
+    running = [asyncio.ensure_future(run(cell, call, Heard())) for call in calls]
     await until(path.exists)
     await cell.close()
     assert crash_of(await running[0]).signal == "SIGKILL"

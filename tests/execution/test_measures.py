@@ -19,7 +19,7 @@ import pytest
 from lilota_async.execution import measures
 from lilota_async.execution.memory_watch import MemoryWatch
 from tests.execution import tasks
-from tests.execution.support import Bench, Heard, call_of, crash_of, number_in, until, value_of
+from tests.execution.support import Bench, Heard, call_of, crash_of, number_in, run, until, value_of
 
 pytestmark = pytest.mark.anyio
 
@@ -149,7 +149,7 @@ async def test_our_own_kill_is_no_lack_of_memory(
     cell = await cells.cell()
     path = tmp_path / "begun"
     call = call_of(tasks.sleep_for_ever, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await until(path.exists)
     cell.kill(call.serial)
     assert not crash_of(await running).out_of_memory
@@ -165,7 +165,7 @@ async def test_a_group_over_its_limit_is_told_once(cells: Bench, tmp_path: Path)
     guard = watch.add(other.pid, 120 * MEGABYTE, others.append)
     path = tmp_path / "pid"
     call = call_of(tasks.use_memory_in_child, str(path))
-    running = asyncio.ensure_future(cell.run(call, Heard()))
+    running = asyncio.ensure_future(run(cell, call, Heard()))
     await number_in(path)
     await until(lambda: told)
     assert told[0] > 120 * MEGABYTE
@@ -185,7 +185,7 @@ async def test_a_group_within_its_limit_is_left_alone(cells: Bench) -> None:
     watch = MemoryWatch()
     told: list[int] = []
     guard = watch.add(cell.pid, 500 * MEGABYTE, told.append)
-    assert value_of(await cell.run(call_of(tasks.grow, 50), Heard())) == 50 * MEGABYTE
+    assert value_of(await run(cell, call_of(tasks.grow, 50), Heard())) == 50 * MEGABYTE
     await until(lambda: guard.peak_bytes > 50 * MEGABYTE)
     assert told == []
     watch.close()

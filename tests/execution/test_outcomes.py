@@ -13,7 +13,7 @@ import pytest
 from lilota_async.execution.ends import Unstarted
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress
 from tests.execution import tasks
-from tests.execution.support import Bench, Heard, call_of, failure_of, value_of
+from tests.execution.support import Bench, Heard, call_of, failure_of, run, value_of
 
 pytestmark = pytest.mark.anyio
 
@@ -116,7 +116,7 @@ async def test_progress_and_checkpoint_are_heard(cells: Bench) -> None:
     cell = await cells.cell()
     heard = Heard()
     call = call_of(tasks.report, 50)
-    ended = await cell.run(call, heard)
+    ended = await run(cell, call, heard)
     assert isinstance(ended, Outcome)
     assert ended.progress == 49
     said = [message.percentage for message in heard.messages if isinstance(message, Progress)]
@@ -131,7 +131,7 @@ async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> 
     heard = [Heard() for _ in range(40)]
     calls = [call_of(tasks.say, str(number)) for number in range(40)]
     ended = await asyncio.gather(
-        *(cell.run(call, listener) for call, listener in zip(calls, heard, strict=True))
+        *(run(cell, call, listener) for call, listener in zip(calls, heard, strict=True))
     )
     assert [value_of(each) for each in ended] == [None] * 40
     assert [each.text for each in heard] == [f"{number}\n" for number in range(40)]
@@ -142,11 +142,11 @@ async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> 
 async def test_what_waits_behind_a_long_call_is_taken_back(cells: Bench) -> None:
     """The rest of its burst and what came later; the call itself and the cell go on."""
     cell = await cells.cell()
-    first = cell.run(call_of(tasks.say, "first"), Heard())
-    long = cell.run(call_of(tasks.sleep, 1.5), Heard())
-    rest = [cell.run(call_of(tasks.say, "never"), Heard()) for _ in range(20)]
+    first = run(cell, call_of(tasks.say, "first"), Heard())
+    long = run(cell, call_of(tasks.sleep, 1.5), Heard())
+    rest = [run(cell, call_of(tasks.say, "never"), Heard()) for _ in range(20)]
     assert value_of(await first) is None
-    rest.append(cell.run(call_of(tasks.say, "never"), Heard()))
+    rest.append(run(cell, call_of(tasks.say, "never"), Heard()))
     assert [await each for each in rest] == [Unstarted(returned=True)] * 21
     assert not long.done()
     assert cell.is_held_up
@@ -154,14 +154,14 @@ async def test_what_waits_behind_a_long_call_is_taken_back(cells: Bench) -> None
     assert value_of(await long) == "slept"
     assert not cell.is_held_up
     heard = [Heard(), Heard()]
-    await asyncio.gather(*(cell.run(call_of(tasks.say, "next"), each) for each in heard))
+    await asyncio.gather(*(run(cell, call_of(tasks.say, "next"), each) for each in heard))
     assert [each.text for each in heard] == ["next\n"] * 2
 
 
 async def test_a_burst_of_calls_that_each_take_a_while_is_left_alone(cells: Bench) -> None:
     """It goes on, however long it takes as a whole."""
     cell = await cells.cell()
-    calls = [cell.run(call_of(tasks.sleep, 0.12), Heard()) for _ in range(5)]
+    calls = [run(cell, call_of(tasks.sleep, 0.12), Heard()) for _ in range(5)]
     assert [value_of(await each) for each in calls] == ["slept"] * 5
 
 
@@ -174,7 +174,7 @@ async def test_a_listener_that_raises_costs_nothing(
         raise ValueError("not interested")
 
     cell = await cells.cell()
-    assert value_of(await cell.run(call_of(tasks.say, "hello"), listen)) is None
+    assert value_of(await run(cell, call_of(tasks.say, "hello"), listen)) is None
     assert await cells.value(cell, tasks.pid) == cell.pid
     assert "not interested" in caplog.text
 
@@ -182,7 +182,7 @@ async def test_a_listener_that_raises_costs_nothing(
 async def test_what_nobody_refers_to_is_run_all_the_same(cells: Bench) -> None:
     """The garbage collector finds nothing that is still needed."""
     cell = await cells.cell()
-    running = cell.run(call_of(tasks.sleep, 0.2), Heard())
+    running = run(cell, call_of(tasks.sleep, 0.2), Heard())
     for _ in range(5):
         await asyncio.sleep(0.02)
         gc.collect()

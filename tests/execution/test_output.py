@@ -11,7 +11,7 @@ import pytest
 from lilota_async.engine.reports import LOG_LIMIT, LogTail
 from lilota_async.execution.protocol import Message
 from tests.execution import tasks
-from tests.execution.support import Bench, Heard, bench, call_of, value_of
+from tests.execution.support import Bench, Heard, bench, call_of, run, value_of
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ async def test_everything_printed_is_the_tasks(cells: Bench) -> None:
     """Python's streams, C's, the bare descriptor and a child process's."""
     cell = await cells.cell()
     heard = Heard()
-    await cell.run(call_of(tasks.speak_everywhere), heard)
+    await run(cell, call_of(tasks.speak_everywhere), heard)
     assert sorted(heard.text.splitlines()) == sorted(
         ["python out", "python error", "c out", "descriptor", "child"]
     )
@@ -32,7 +32,7 @@ async def test_output_is_told_apart(cells: Bench) -> None:
     heard = [Heard() for _ in range(6)]
     functions = [tasks.print_without_newline, tasks.ok] * 3
     await asyncio.gather(
-        *(cell.run(call_of(f), each) for f, each in zip(functions, heard, strict=True))
+        *(run(cell, call_of(f), each) for f, each in zip(functions, heard, strict=True))
     )
     assert [each.text for each in heard] == ["half a line", ""] * 3
 
@@ -43,7 +43,7 @@ async def test_a_task_that_breaks_the_streams_is_no_crash(cells: Bench, function
     cell = await cells.cell()
     assert await cells.value(cell, function) is None  # type: ignore[arg-type]
     heard = Heard()
-    assert value_of(await cell.run(call_of(tasks.say, "next"), heard)) is None
+    assert value_of(await run(cell, call_of(tasks.say, "next"), heard)) is None
     assert heard.text == "next\n"
 
 
@@ -51,7 +51,7 @@ async def test_records_arrive_as_values(cells: Bench) -> None:
     """With their exception as text, and with whatever no database takes escaped."""
     cell = await cells.cell()
     heard = Heard()
-    await cell.run(call_of(tasks.log), heard)
+    await run(cell, call_of(tasks.log), heard)
     seen, caught, odd = heard.records
     assert (seen.logger, seen.level, seen.message) == ("somewhere", logging.WARNING, "seen 1")
     assert seen.path == tasks.__file__
@@ -73,7 +73,7 @@ async def test_the_level_is_that_of_the_application(method: str) -> None:
             root.setLevel(level)
             async with bench(method) as cells:
                 heard = Heard()
-                await (await cells.cell()).run(call_of(tasks.log), heard)
+                await run(await cells.cell(), call_of(tasks.log), heard)
                 own = [r for r in heard.records if r.logger != "asyncio"]
                 assert len(own) == count
     finally:
@@ -84,7 +84,7 @@ async def test_a_fork_speaks_through_the_output(cells: Bench) -> None:
     """Its records would cut those of its parent, and become lines."""
     cell = await cells.cell()
     heard = Heard()
-    assert value_of(await cell.run(call_of(tasks.log_in_fork), heard)) == "ok"
+    assert value_of(await run(cell, call_of(tasks.log_in_fork), heard)) == "ok"
     assert heard.text == "ERROR forked: from the fork\n"
     assert heard.records == []
 
@@ -102,7 +102,7 @@ async def test_a_flood_neither_blocks_nor_grows_the_parent(cells: Bench) -> None
         tail.add(message.decode())
 
     before = psutil.Process().memory_info().rss
-    running = asyncio.ensure_future(cell.run(call_of(tasks.flood, 200), listen))
+    running = asyncio.ensure_future(run(cell, call_of(tasks.flood, 200), listen))
     most = slowest = 0.0
     loop = asyncio.get_running_loop()
     while not running.done():
@@ -124,5 +124,5 @@ async def test_a_flood_of_records_is_waited_for(cells: Bench) -> None:
     """No record is lost, and none holds the parent up."""
     cell = await cells.cell()
     heard = Heard()
-    assert value_of(await cell.run(call_of(tasks.flood_logging, 20_000), heard)) == "logged"
+    assert value_of(await run(cell, call_of(tasks.flood_logging, 20_000), heard)) == "logged"
     assert len(heard.records) == 20_000

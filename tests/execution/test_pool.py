@@ -31,6 +31,7 @@ from tests.execution.support import (
     is_alive,
     nothing_left,
     number_in,
+    run,
     until,
     value_of,
     warm_up,
@@ -53,7 +54,7 @@ async def pool_of(method: Any, size: int = 1, **options: Any) -> AsyncIterator[P
 
 async def _run(pool: ProcessPool, function: Any, input: Any = None) -> Any:
     [cell, *_] = await until(pool.slots)
-    return value_of(await cell.run(call_of(function, input), Heard()))
+    return value_of(await run(cell, call_of(function, input), Heard()))
 
 
 async def test_a_dead_cell_is_replaced_at_once(method: str) -> None:
@@ -61,7 +62,7 @@ async def test_a_dead_cell_is_replaced_at_once(method: str) -> None:
     async with pool_of(method, size=2) as pool:
         for _ in range(3):
             victim, other = pool.slots()
-            crash_of(await victim.run(call_of(tasks.exit_7), Heard()))
+            crash_of(await run(victim, call_of(tasks.exit_7), Heard()))
             await until(lambda: len(pool.slots()) == 2)
             assert other in pool.slots()
             assert victim not in pool.slots()
@@ -72,7 +73,7 @@ async def test_a_close_ends_what_runs_and_what_comes_up(method: str) -> None:
     for delay in (0, 0.002, 0.01, 0.03):
         async with pool_of(method, size=2) as pool:
             first, second = pool.slots()
-            running = asyncio.ensure_future(second.run(call_of(tasks.sleep, 600), Heard()))
+            running = asyncio.ensure_future(run(second, call_of(tasks.sleep, 600), Heard()))
             os.kill(first.pid, signal.SIGKILL)
             await asyncio.sleep(delay)
         assert isinstance(await running, Crash | Unstarted)
@@ -82,7 +83,7 @@ async def test_threads_that_tasks_have_left_hold_up_the_close_once(method: str) 
     """Idle processes may end by themselves, all at the same time, and then they are ended."""
     async with pool_of(method, size=5) as pool:
         await asyncio.gather(
-            *(cell.run(call_of(tasks.leave_thread), Heard()) for cell in pool.slots())
+            *(run(cell, call_of(tasks.leave_thread), Heard()) for cell in pool.slots())
         )
         started = time.monotonic()
         await pool.close()
@@ -174,7 +175,7 @@ async def test_a_killed_fork_server_is_started_again(tmp_path: Any) -> None:
         path = tmp_path / "pid"
         first, second = pool.slots()
         running = asyncio.ensure_future(
-            first.run(call_of(tasks.sleep_with_child, str(path)), Heard())
+            run(first, call_of(tasks.sleep_with_child, str(path)), Heard())
         )
         child = await number_in(path)
         _kill_fork_server()
@@ -197,7 +198,7 @@ async def test_a_process_that_others_have_waited_for_is_a_crash() -> None:
     """Its exit code is lost, its end is not."""
     async with pool_of("spawn") as pool:
         [cell] = pool.slots()
-        running = asyncio.ensure_future(cell.run(call_of(tasks.exit_7), Heard()))
+        running = asyncio.ensure_future(run(cell, call_of(tasks.exit_7), Heard()))
         reaper = asyncio.get_running_loop().run_in_executor(None, os.waitpid, cell.pid, 0)
         crash = crash_of(await asyncio.wait_for(running, 5))
         await asyncio.gather(reaper, return_exceptions=True)
@@ -212,7 +213,7 @@ async def test_cells_are_recycled_after_some_calls(method: str) -> None:
         pids: set[int] = set()
         for _ in range(8):
             burst = [
-                asyncio.ensure_future(cell.run(call_of(tasks.pid), Heard()))
+                asyncio.ensure_future(run(cell, call_of(tasks.pid), Heard()))
                 for cell in await until(pool.slots)
                 for _ in range(3)
             ]
@@ -226,8 +227,8 @@ async def test_a_call_for_a_cell_that_is_being_recycled_is_not_begun(method: str
     """It was claimed for it a moment before, and is run elsewhere instead of being killed."""
     async with pool_of(method, recycling=Recycling(calls=1)) as pool:
         [cell] = pool.slots()
-        first = cell.run(call_of(tasks.pid), Heard())
-        first.add_done_callback(lambda _: second.append(cell.run(call_of(tasks.pid), Heard())))
+        first = run(cell, call_of(tasks.pid), Heard())
+        first.add_done_callback(lambda _: second.append(run(cell, call_of(tasks.pid), Heard())))
         second: list[asyncio.Future[Ended]] = []
         value_of(await first)
         assert await (await until(lambda: second))[0] == Unstarted()

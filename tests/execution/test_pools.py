@@ -18,7 +18,7 @@ from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.pools import LocalPool, LocalSlot
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress, Started
 from tests.execution import tasks
-from tests.execution.support import Heard, call_of, failure_of, nothing_left, until, value_of
+from tests.execution.support import Heard, call_of, failure_of, nothing_left, run, until, value_of
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +72,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 async def _run(slot: LocalSlot, function: Callable[..., Any], input: Any = None) -> Ended:
-    return await slot.run(call_of(function, input), Heard())
+    return await run(slot, call_of(function, input), Heard())
 
 
 @pytest.mark.parametrize("function", [look_around, look_around_async])
@@ -109,7 +109,7 @@ async def test_messages_come_before_the_end(kind: str) -> None:
     """Progress and checkpoint are heard on the loop, in their order."""
     async with pool_of(kind) as pool:
         heard = Heard()
-        ended = await pool.slots()[0].run(call_of(tasks.report, 3), heard)
+        ended = await run(pool.slots()[0], call_of(tasks.report, 3), heard)
         assert isinstance(ended, Outcome)
         assert ended.progress == 2
         kinds = [type(message) for message in heard.messages]

@@ -7,7 +7,6 @@ of its own and is killed when it comes to its point; at the end one runs everyth
 from __future__ import annotations
 
 import argparse
-import asyncio
 import functools
 import inspect
 import itertools
@@ -73,14 +72,17 @@ def _plant_after_claim(hit: Callable[[], None]) -> None:
 def _plant_after_finish(hit: Callable[[], None]) -> None:
     from lilota_async.storage.writer import Writer
 
-    finish = Writer.finish
+    end = Writer.end
 
-    def patched(self: Writer, value: Any) -> asyncio.Future[bool]:
-        written = finish(self, value)
-        written.add_done_callback(lambda done: hit() if done.result() else None)
-        return written
+    def patched(self: Writer, value: Any, tell: Any) -> None:
+        def told(written: bool, error: Exception | None) -> None:
+            tell(written, error)
+            if written:
+                hit()
 
-    Writer.finish = patched  # type: ignore[method-assign, assignment]
+        end(self, value, told)
+
+    Writer.end = patched  # type: ignore[method-assign, assignment]
 
 
 def _plant_in_transaction(method: str, hit: Callable[[], None]) -> None:

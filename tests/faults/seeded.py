@@ -60,7 +60,7 @@ def finish_before_run() -> None:
 
     def patched(self: Any, claimed: Any, slot: Any) -> None:
         end = Finish(attempt=claimed.attempt, status=TaskStatus.COMPLETED, progress=100, output="0")
-        self._writer.finish(end)
+        self._writer.end(end, lambda _written, _error: None)
         begin(self, claimed, slot)
 
     RunningAttempts.begin = patched  # type: ignore[method-assign]
@@ -124,16 +124,15 @@ def finish_error_swallowed() -> None:
     """Every third end of an attempt fails to be written, and nobody says so."""
     from lilota_async.storage.writer import Writer
 
-    finish, turns = Writer.finish, itertools.count(1)
+    end, turns = Writer.end, itertools.count(1)
 
-    def patched(self: Any, value: Any) -> asyncio.Future[bool]:
+    def patched(self: Any, value: Any, tell: Any) -> None:
         if next(turns) % 3 == 0:
-            swallowed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            swallowed.set_result(True)
-            return swallowed
-        return finish(self, value)
+            tell(True, None)
+        else:
+            end(self, value, tell)
 
-    Writer.finish = patched  # type: ignore[method-assign, assignment]
+    Writer.end = patched  # type: ignore[method-assign, assignment]
 
 
 @_fault

@@ -18,7 +18,15 @@ from lilota_async.models import Task, TaskId
 from lilota_async.storage.database import Database, transaction
 from lilota_async.storage.queries import get_task
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Claim, ClaimedTask, NewTask, NodeRecord
+from lilota_async.storage.transitions import (
+    Claim,
+    ClaimedTask,
+    Finish,
+    NewTask,
+    NodeRecord,
+    Requeue,
+)
+from lilota_async.storage.writer import Writer
 
 NODE: TaskId[Any] = TaskId("01939e4a-0000-7000-8000-00000000000a")
 OTHER_NODE: TaskId[Any] = TaskId("01939e4a-0000-7000-8000-00000000000b")
@@ -30,6 +38,20 @@ async def transacting(database: Database) -> AsyncIterator[AsyncConnection]:
     """A connection in a transaction."""
     async with database.connect() as connection, transaction(connection):
         yield connection
+
+
+def ended(writer: Writer, end: Finish | Requeue) -> asyncio.Future[bool]:
+    """Write the end of an attempt; the future is whether it was written."""
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def told(written: bool, error: Exception | None) -> None:
+        if error is None:
+            future.set_result(written)
+        else:
+            future.set_exception(error)
+
+    writer.end(end, told)
+    return future
 
 
 def checked_out(database: Database) -> int:

@@ -17,7 +17,7 @@ from lilota_async.storage.queries import delete_task
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Dependent, Finish, NewTask, Released
 from lilota_async.storage.writer import Writer
-from tests.storage.support import claim, insert, new_task, raw, row_of, transacting
+from tests.storage.support import claim, ended, insert, new_task, raw, row_of, transacting
 
 pytestmark = pytest.mark.anyio
 
@@ -195,10 +195,10 @@ async def test_children_are_written_with_the_end(database: Database, store: Stor
     second = Dependent(task=new_task(input="2"), after=(first.task.id,))
     finish = Finish(attempt=claimed.attempt, status=TaskStatus.COMPLETED, children=(first, second))
     async with Writer(database, store) as writer:
-        assert await writer.finish(finish)
+        assert await ended(writer, finish)
         assert [each.attempt.id for each in await claim(database, store)] == [first.task.id]
         assert await edges(database) == 1
-        assert await writer.finish(finish)  # again, as after a lost answer
+        assert await ended(writer, finish)  # again, as after a lost answer
         stranger = Dependent(task=new_task())
         late = Finish(
             attempt=type(claimed.attempt)(
@@ -207,6 +207,6 @@ async def test_children_are_written_with_the_end(database: Database, store: Stor
             status=TaskStatus.COMPLETED,
             children=(stranger,),
         )
-        assert not await writer.finish(late)
+        assert not await ended(writer, late)
     ((count,),) = await raw(database, "SELECT count(*) FROM lilota_task")
     assert count == 3

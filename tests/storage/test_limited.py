@@ -31,6 +31,7 @@ from tests.storage.support import (
     NODE,
     OTHER_NODE,
     claim,
+    ended,
     insert,
     new_task,
     raw,
@@ -207,7 +208,7 @@ async def test_two_nodes_at_once(database: Database) -> None:
                 for task, row in zip(got.tasks, rows, strict=True):
                     running[row.concurrency_key or row.name] -= 1
                     finishing = Finish(attempt=task.attempt, status=TaskStatus.COMPLETED)
-                    assert await writer.finish(finishing)
+                    assert await ended(writer, finishing)
                     done += 1
 
         async with asyncio.timeout(30):

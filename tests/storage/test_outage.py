@@ -24,7 +24,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Claim, Finish
 from lilota_async.storage.writer import Writer
 from tests.storage.proxy import Proxy
-from tests.storage.support import NODE, claim_new, eventually, new_task, raw, row_of
+from tests.storage.support import NODE, claim_new, ended, eventually, new_task, raw, row_of
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_a_killed_connection_is_replaced(
     done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
     with anyio.fail_after(5):
         task = new_task()
-        answers = await asyncio.gather(writer.finish(done), writer.insert([task]))
+        answers = await asyncio.gather(ended(writer, done), writer.insert([task]))
     assert list(answers) == [True, set()]
     assert (await row_of(database, attempt.id)).status == TaskStatus.COMPLETED
     assert await get_task(database, task.id) is not None
@@ -121,7 +121,7 @@ async def test_writes_are_held_while_the_database_is_away(
         await setting.proxy.cut()
         done = Finish(attempt=attempt, status=TaskStatus.COMPLETED, output="1")
         task = new_task()
-        finishing = setting.writer.finish(done)
+        finishing = ended(setting.writer, done)
         inserting = asyncio.ensure_future(setting.writer.insert([task]))
         with anyio.fail_after(5):
             for _ in range(3):
@@ -233,7 +233,7 @@ async def test_a_lost_answer_is_asked_for_again(database_url: str) -> None:
         await setting.writer.execute(setting.store.nodes)
         setting.proxy.mute()
         inserting = asyncio.ensure_future(setting.writer.insert([task]))
-        finishing = setting.writer.finish(done)
+        finishing = ended(setting.writer, done)
         with anyio.fail_after(10):
             await setting.proxy.swallowed.wait()
             await setting.proxy.cut()
@@ -251,7 +251,7 @@ async def test_close_gives_up_in_time(database_url: str, caplog: pytest.LogCaptu
         attempt = (await claim_new(setting.direct, setting.store)).attempt
         await setting.proxy.cut()
         done = Finish(attempt=attempt, status=TaskStatus.COMPLETED)
-        finishing = setting.writer.finish(done)
+        finishing = ended(setting.writer, done)
         await asyncio.sleep(0)
         with anyio.fail_after(5):
             await setting.writer.close(timeout=0.3)

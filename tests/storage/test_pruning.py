@@ -15,7 +15,7 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, Finish, NewTask
 from lilota_async.storage.writer import Writer
 from tests.storage.plans import reads_whole_table, recording
-from tests.storage.support import NODE, claim, insert, new_task, raw
+from tests.storage.support import NODE, claim, ended, insert, new_task, raw
 
 pytestmark = pytest.mark.anyio
 OLD = "'2020-01-01 00:00:00.000000'"
@@ -107,7 +107,7 @@ async def test_while_tasks_come_to_their_end(
         request = Claim(node_id=NODE, names=("add",), pids=tuple(range(20)))
         while claimed := (await writer.claim(lambda: request)).tasks:
             ends = [Finish(attempt=each.attempt, status=TaskStatus.COMPLETED) for each in claimed]
-            assert all(await asyncio.gather(*map(writer.finish, ends)))
+            assert all(await asyncio.gather(*(ended(writer, end) for end in ends)))
         working = False
 
     async def delete() -> int:

@@ -26,7 +26,7 @@ from lilota_async.storage.transitions import (
     Requeue,
 )
 from lilota_async.storage.writer import Writer
-from tests.storage.support import NODE, checked_out, eventually, held_by, new_task, row_of
+from tests.storage.support import NODE, checked_out, ended, eventually, held_by, new_task, row_of
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +60,7 @@ async def test_a_flush_takes_every_kind_in_its_order(database: Database, writer:
     inserting = writer.insert([task])
     finish = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="2")
     reporting = writer.report(Report(attempt=first.attempt, checkpoint="1"))
-    assert await writer.finish(finish)
+    assert await ended(writer, finish)
     assert await reporting
     await inserting
     assert [item.attempt.id for item in (await claiming).tasks] == [task.id]
@@ -73,8 +73,8 @@ async def test_fenced_operations_are_false(writer: Writer) -> None:
     """Whoever is fenced off learns it."""
     attempt = Attempt(id=TaskId(), number=1, node_id=NODE)
     answers = await asyncio.gather(
-        writer.finish(Finish(attempt=attempt, status=TaskStatus.FAILED)),
-        writer.requeue(Requeue(attempt=attempt)),
+        ended(writer, Finish(attempt=attempt, status=TaskStatus.FAILED)),
+        ended(writer, Requeue(attempt=attempt)),
         writer.report(Report(attempt=attempt, progress=1)),
     )
     assert list(answers) == [False, False, False]
