@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -22,6 +24,8 @@ _SQLITE_CONSTRAINT_UNIQUE = 2067
 
 _POSTGRESQL_NO_TABLE = "42P01"
 _MARIADB_NO_TABLE = 1146
+# PostgreSQL's details tell the row, and asyncpg the value that it could not send.
+_QUOTED_VALUES = re.compile(r"\nDETAIL:.*|(invalid input for query argument \$\d+): .*", re.DOTALL)
 _MARIADB_TOO_LARGE = 1153  # its SQLSTATE is that of a lost connection, which it is as well
 
 
@@ -85,5 +89,5 @@ def _original(error: BaseException) -> BaseException:
 def describe(error: BaseException) -> str:
     """The driver's error in one line, without the statement and its parameters."""
     original = _original(error)
-    text = " ".join(str(original).split())
+    text = " ".join(_QUOTED_VALUES.sub(r"\1", str(original)).split())
     return f"{type(original).__name__}: {text}" if text else type(original).__name__

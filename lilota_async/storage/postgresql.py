@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from lilota_async.models.values import TaskId
 from lilota_async.storage import postgresql_sql as sql
 from lilota_async.storage.claimed import claimed
 from lilota_async.storage.dialect import Dialect
+from lilota_async.storage.direct import Direct
 from lilota_async.storage.leases import live_nodes
 from lilota_async.storage.store import (
     Store,
@@ -30,6 +32,9 @@ from lilota_async.storage.transitions import (
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+# Where CLAIM returns them.
+_ATTEMPTS, _PID, _PLACE = 2, 10, 11
 
 
 class PostgresqlDialect(Dialect):
@@ -72,13 +77,15 @@ class PostgresqlStore(Store):
 
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
+        self._direct = Direct()
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
         # Most batches have no keys at all: then there is nothing to read of each task.
         is_keyed = any(task.unique_key is not None for task in tasks)
         tasks = in_order_of_keys(tasks) if is_keyed else tasks
         none = [None] * len(tasks)
-        result = await c.execute(
+        rows = await self._direct.rows(
+            c,
             sql.INSERT,
             _short(
                 id=[task.id for task in tasks],
@@ -102,12 +109,12 @@ class PostgresqlStore(Store):
                 "origin": self._origin_of(tasks),
             },
         )
-        row = result.one()
-        paused = await self._not_begun(c, tasks) if row.written < len(tasks) else set()
+        inserted_keyed, written, _ = rows[0]
+        paused = await self._not_begun(c, tasks) if written < len(tasks) else set()
         if not is_keyed:
             return paused
         keyed = {task.id for task in tasks if task.unique_key is not None}
-        return paused | (keyed - set(row.keyed))
+        return paused | (keyed - set(inserted_keyed))
 
     def _origin_of(self, tasks: Sequence[NewTask]) -> str:
         """What those who hear of the rows are told."""
@@ -130,10 +137,10 @@ class PostgresqlStore(Store):
             "node": claim.node_id,
             "created_before": claim.created_before,
         }
-        rows = (await c.execute(sql.CLAIM, parameters)).all()
+        rows = await self._direct.rows(c, sql.CLAIM, parameters)
         return [
-            claimed(row, claim, row.attempts, row.pid)
-            for row in sorted(rows, key=lambda row: row.place)
+            claimed(row, claim, row[_ATTEMPTS], row[_PID])
+            for row in sorted(rows, key=itemgetter(_PLACE))
         ]
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
@@ -145,10 +152,9 @@ class PostgresqlStore(Store):
         progress = [finish.progress for finish in finishes]
         output = [finish.output for finish in finishes]
         parameters = _short(**fence, **_outcome(finishes), progress=progress, output=output)
-        updated = await c.execute(sql.FINISH, parameters)
-        if updated.rowcount == len(attempts):
+        if await self._direct.count(c, sql.FINISH, parameters) == len(attempts):
             return [True] * len(attempts)
-        applied = await _attempts(c, sql.FINISHED, fence)
+        applied = await self._attempts(c, sql.FINISHED, fence)
         return [attempt in applied for attempt in attempts]
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
@@ -160,7 +166,7 @@ class PostgresqlStore(Store):
             "uncounted": [0 if requeue.counted else 1 for requeue in requeues],
             "extra": [requeue.extra_attempts for requeue in requeues],
         }
-        applied = await _attempts(c, sql.REQUEUE, parameters)
+        applied = await self._attempts(c, sql.REQUEUE, parameters)
         return [attempt in applied for attempt in attempts]
 
     async def report(self, c: AsyncConnection, reports: Sequence[Report]) -> list[bool]:
@@ -177,8 +183,17 @@ class PostgresqlStore(Store):
             "progress": [progress for progress, _ in merged.values()],
             "checkpoint": [checkpoint for _, checkpoint in merged.values()],
         }
-        applied = await _attempts(c, sql.REPORT, parameters)
+        applied = await self._attempts(c, sql.REPORT, parameters)
         return [report.attempt in applied for report in reports]
+
+    async def _attempts(
+        self, c: AsyncConnection, statement: TextClause, parameters: dict[str, Any]
+    ) -> set[Attempt]:
+        """The attempts that the statement returns."""
+        return {
+            Attempt(id=TaskId(task_id), number=number, node_id=TaskId(node_id))
+            for task_id, number, node_id in await self._direct.rows(c, statement, parameters)
+        }
 
 
 def _short(**columns: list[Any]) -> dict[str, Any]:
@@ -186,16 +201,6 @@ def _short(**columns: list[Any]) -> dict[str, Any]:
     return {
         name: [] if values.count(None) == len(values) else values
         for name, values in columns.items()
-    }
-
-
-async def _attempts(
-    c: AsyncConnection, statement: TextClause, parameters: dict[str, Any]
-) -> set[Attempt]:
-    """The attempts that the statement returns."""
-    rows = (await c.execute(statement, parameters)).all()
-    return {
-        Attempt(id=TaskId(row.id), number=row.attempt, node_id=TaskId(row.node_id)) for row in rows
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ _DRIVERS = {
 _PSYCOPG = ("postgresql+psycopg", "postgresql+psycopg_async")
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _CONNECT_SECONDS = 10
+_CACHED_STATEMENTS = "statement_cache_size"
 _OLDEST_SQLITE = (3, 33)  # UPDATE ... FROM
 
 
@@ -119,18 +121,24 @@ def _mariadb_target(url: URL) -> Target:
 def _postgresql_target(url: URL) -> Target:
     if url.drivername in _PSYCOPG:
         given = "connect_timeout" in url.query
-        connect_args = {} if given else {"connect_timeout": _CONNECT_SECONDS}
-        return Target(url=url, dialect="postgresql", connect_args=connect_args)
+        options = {} if given else {"connect_timeout": _CONNECT_SECONDS}
+        return Target(url=url, dialect="postgresql", connect_args=options)
     # The names of libpq, in which a URL of psycopg2 is written.
     timeout = url.query.get("connect_timeout") or url.query.get("timeout") or _CONNECT_SECONDS
     ssl = url.query.get("ssl") or url.query.get("sslmode")
-    url = url.difference_update_query(["connect_timeout", "timeout", "sslmode"])
+    cached = url.query.get(_CACHED_STATEMENTS)
+    url = url.difference_update_query(["connect_timeout", "timeout", "sslmode", _CACHED_STATEMENTS])
     if ssl:
         url = url.update_query_dict({"ssl": ssl})
+    seconds = _number("connect_timeout", timeout, float, "number of seconds")
+    connect_args = {"timeout": seconds}
+    if cached is not None:  # 0 behind a pooler; asyncpg takes no text
+        connect_args[_CACHED_STATEMENTS] = _number(_CACHED_STATEMENTS, cached, int, "whole number")
+    return Target(url=url, dialect="postgresql", connect_args=connect_args)
+
+
+def _number(name: str, value: Any, kind: Callable[[str], float], what: str) -> float:
     try:
-        seconds = float(str(timeout))
+        return kind(str(value))
     except ValueError:
-        raise ConfigurationError(
-            f"connect_timeout={timeout!r} in the database URL is not a number of seconds"
-        ) from None
-    return Target(url=url, dialect="postgresql", connect_args={"timeout": seconds})
+        raise ConfigurationError(f"{name}={value!r} in the database URL is not a {what}") from None

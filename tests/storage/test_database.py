@@ -53,6 +53,7 @@ def test_urls_are_mapped_to_async_drivers(given: str, mapped: str, dialect: str)
         ("sqlite:///file::memory:?cache=shared&uri=true", "use a file"),
         ("sqlite:///a.db?synchronous=s0metimes", "OFF, NORMAL, FULL"),
         ("postgresql://u:s3cret@h/d?connect_timeout=soon", "number of seconds"),
+        ("postgresql://u:s3cret@h/d?statement_cache_size=none", "whole number"),
     ],
 )
 def test_what_cannot_work_is_refused(url: str, reason: str) -> None:
