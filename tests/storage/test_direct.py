@@ -26,7 +26,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Claim, Finish, NewTask, Report, Requeue
 from lilota_async.storage.writer import Writer
 from tests.databases import Servers
-from tests.storage.support import NODE, new_task, raw, row_of, transacting
+from tests.storage.support import NODE, ended, new_task, raw, row_of, transacting
 
 pytestmark = pytest.mark.anyio
 
@@ -56,12 +56,12 @@ async def run_one(writer: Writer) -> list[Any]:
     """One task through every statement; what the two ends of attempts were answered."""
     await writer.insert([new_task()])
     (first,) = (await writer.claim(lambda: CLAIM_ONE)).tasks
-    answers = [await writer.requeue(Requeue(attempt=first.attempt))]
+    answers = [await ended(writer, Requeue(attempt=first.attempt))]
     (second,) = (await writer.claim(lambda: CLAIM_ONE)).tasks
     answers.append(await writer.report(Report(attempt=second.attempt, progress=50)))
     done = Finish(attempt=second.attempt, status=TaskStatus.COMPLETED, output="1")
     fenced = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="1")
-    answers += await asyncio.gather(writer.finish(done), writer.finish(fenced))
+    answers += await asyncio.gather(ended(writer, done), ended(writer, fenced))
     return answers
 
 
