@@ -223,6 +223,34 @@ async def test_cells_are_recycled_after_some_calls(method: str) -> None:
         await until(lambda: len(pool.slots()) == 2)
 
 
+async def test_a_successor_stands_by_before_a_cell_is_recycled(method: str) -> None:
+    """No slot is without a process while calls wait, and never are there more than slots."""
+    async with pool_of(method, recycling=Recycling(calls=200)) as pool:
+        pids: set[int] = set()
+        for number in range(450):
+            if number % 200 == 100:
+                await until(lambda: len(pool._cells) == 2 and pool._coming_up == 0)
+            [cell] = pool.slots()
+            pids.add(value_of(await run(cell, call_of(tasks.pid), Heard())))
+        assert len(pids) == 3
+
+
+async def test_a_successor_that_dies_is_replaced(method: str) -> None:
+    """It takes no calls yet, so that nobody would miss it before its time."""
+    async with pool_of(method, recycling=Recycling(calls=4)) as pool:
+        [cell] = pool.slots()
+        await run(cell, call_of(tasks.pid), Heard())
+        await until(lambda: pool._successors)
+        [first] = pool._successors
+        first.worker.kill()
+        await until(lambda: pool._successors and pool._successors != [first])
+        [second] = pool._successors
+        for _ in range(3):
+            await run(cell, call_of(tasks.pid), Heard())
+        assert pool.slots() == [second]
+        assert value_of(await run(second, call_of(tasks.pid), Heard())) == second.pid
+
+
 async def test_a_call_for_a_cell_that_is_being_recycled_is_not_begun(method: str) -> None:
     """It was claimed for it a moment before, and is run elsewhere instead of being killed."""
     async with pool_of(method, recycling=Recycling(calls=1)) as pool:
