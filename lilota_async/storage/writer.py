@@ -14,22 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
-from lilota_async.errors import NotRunning, ScheduleUnknown, StoreError, StoreUnavailable
+from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import (
-    Kind,
-    LateRow,
-    Operation,
-    Told,
-    Turns,
-    apply,
-    is_one_statement,
-    payload_size,
-    take,
-)
+from lilota_async.storage.batch import Turns, apply, is_one_statement, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
+from lilota_async.storage.operation import Kind, LateRow, Operation, Told, payload_size
 from lilota_async.storage.store import Store
 from lilota_async.storage.threaded import in_one_go
 from lilota_async.storage.transitions import (
@@ -224,7 +215,7 @@ class Writer:
         if self._task is None or self._closing:
             operation.fail(NotRunning("Writing to the database"))
         elif self._task.done():
-            operation.fail(self._unwritten(operation))
+            operation.fail(operation.unwritten(self._database.name))
         else:
             self._queue.append(operation)
             self._wake.set()
@@ -359,12 +350,7 @@ class Writer:
             if operation.kind is Kind.CLAIM:
                 operation.fail(self._database.unavailable(error))
             elif operation.is_poisonous:
-                operation.fail(
-                    StoreError(
-                        "The connection to the database breaks on each try of this write; it may "
-                        f"be larger than the server accepts ({self._database.describe(error)})"
-                    )
-                )
+                operation.fail(operation.poisonous(self._database.describe(error)))
             else:
                 kept.append(operation)
         if len(kept) == 1 and kept[0].is_suspicious:
@@ -382,26 +368,18 @@ class Writer:
         now = self._loop.time()
         for operation in (*self._in_flight, *self._queue):
             if operation.deadline is not None and operation.deadline <= now:
-                operation.fail(self._unwritten(operation))
+                operation.fail(operation.unwritten(self._database.name))
         self._queue[:] = [operation for operation in self._queue if not operation.is_abandoned]
-
-    def _unwritten(self, operation: Operation) -> Exception:
-        if operation.new_tasks and (operation.sent or operation.in_doubt):
-            return ScheduleUnknown(tuple(task.id for task in operation.new_tasks))
-        return StoreUnavailable(
-            f"The database {self._database.name} did not take the write in time; "
-            "check that it is up and that its URL is right"
-        )
 
     def _on_end(self, _task: asyncio.Task[None]) -> None:
         if not self._closing:  # cancelled with all other tasks, as by the end of asyncio.run()
             for operation in (*self._in_flight, *self._queue):
-                operation.fail(self._unwritten(operation))
+                operation.fail(operation.unwritten(self._database.name))
 
     async def _end(self, task: asyncio.Task[None]) -> None:
         hung = not task.done()
         left = list(dict.fromkeys([*self._in_flight, *self._queue]))
-        errors = [self._unwritten(operation) for operation in left]
+        errors = [operation.unwritten(self._database.name) for operation in left]
         if hung:
             task.cancel()
             await asyncio.wait([task], timeout=1.0)

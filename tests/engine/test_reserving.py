@@ -10,7 +10,7 @@ import pytest
 
 from lilota_async import Lilota
 from lilota_async.engine.running import RunningAttempts
-from lilota_async.storage.batch import Kind, Operation
+from lilota_async.storage.operation import Kind, Operation
 from lilota_async.storage.writer import Writer
 from tests.api.support import marked
 from tests.api.tasks import echo, hold

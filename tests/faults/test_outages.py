@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from lilota_async import Lilota, TaskId
 from lilota_async.errors import ScheduleUnknown, StoreUnavailable
-from lilota_async.storage.batch import Kind
+from lilota_async.storage.operation import Kind
 from lilota_async.storage.writer import Writer
 from tests.api.tasks import echo, hold, hold_counted
 from tests.databases import Servers
