@@ -43,6 +43,7 @@ from lilota_async.storage.enlistment import CallersSession, Enlistment
 from lilota_async.storage.migrate import check, migrate
 from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.pruning import delete_some
+from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.stats import read_throughput
 from lilota_async.storage.store import is_plain
 from lilota_async.storage.stores import create_store
@@ -71,7 +72,7 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self.store = create_store(database)
         self.writer = Writer(database, self.store, store_timeout=options.store_timeout)
-        self.rows = queries.TaskReader(database)
+        self.rows = TaskReader(database)
         self.events = Events(lambda ids: queries.get_states(database, list(ids)))
         self._options = options
         self._database = database

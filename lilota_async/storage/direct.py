@@ -54,12 +54,9 @@ class Direct:
         statement: TextClause,
         parameters: Parameters,
     ) -> Any:
-        if statement not in self._compiled:
-            compiled = statement.compile(dialect=c.dialect)
-            self._compiled[statement] = (compiled.string, compiled.positiontup or ())
-        sql, names = self._compiled[statement]
+        sql, arguments = self._in_its_form(c, statement, parameters)
         try:
-            return await send(sql, *[parameters[name] for name in names])
+            return await send(sql, *arguments)
         except Exception as error:
             is_closed = await _give_up_if_closed(c)
             if not _is_of_asyncpg(error):
@@ -70,6 +67,16 @@ class Direct:
         except BaseException:
             await discard(c)  # cancelled: the server may still be at it
             raise
+
+    def _in_its_form(
+        self, c: AsyncConnection, statement: TextClause, parameters: Parameters
+    ) -> tuple[str, list[Any]]:
+        """The statement with `$1`, and the parameters in that order."""
+        if statement not in self._compiled:
+            compiled = statement.compile(dialect=c.dialect)
+            self._compiled[statement] = (compiled.string, compiled.positiontup or ())
+        sql, names = self._compiled[statement]
+        return sql, [parameters[name] for name in names]
 
 
 def _asyncpg_below(c: AsyncConnection) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -28,18 +27,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+T = TypeVar("T")
+
 # An id has the time of the node that made it, and the row that of the database.
 _CLOCKS_APART = timedelta(hours=1)
 # Each page is decoded in one go, so that its size bounds how long the event loop stands still.
 _PAGE_ROWS = 250
 # Padded to one of these, the ids of a lookup make few different statements.
 _LOOKUP_SIZES = (1, 8, 64, 512)
-_MOST_READ = 64
 
 
 async def get_task(database: Database, task_id: UUID) -> Task | None:
     """The task with this id, or None."""
-    rows = await read(database, _with_ids([task_id]))
+    rows = await read(database, with_ids([task_id]))
     return rows[0][0] if rows else None
 
 
@@ -187,7 +187,8 @@ async def _delete(database: Database, task_id: UUID) -> bool:
         raise database.translate(error) from error
 
 
-def _with_ids(ids: list[UUID]) -> Select[Task]:
+def with_ids(ids: list[UUID]) -> Select[Task]:
+    """The tasks with these ids."""
     is_wanted = Task.id == ids[0] if len(ids) == 1 else Task.id.in_(_padded(ids))
     return select(Task).where(is_wanted)
 
@@ -209,81 +210,42 @@ async def read(
     connect: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]] = Database.connect,
 ) -> Sequence[Any]:
     """The rows of a select, to whose end it runs even when the caller is cancelled."""
-    return await database.undisturbed(_read(database, statement, connect))
+    return await ask(database, lambda c: c.run_sync(_select, statement), connect)
 
 
-class TaskReader:
-    """Reads tasks by their ids: what is asked for during one read goes into the next together.
-
-    It belongs to one event loop.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._wanted: list[tuple[UUID, asyncio.Future[Task | None]]] = []
-        self._reading: asyncio.Task[None] | None = None
-
-    async def read(self, task_id: UUID) -> Task | None:
-        """The task as it is now, for this caller alone, or None."""
-        wanted = asyncio.get_running_loop().create_future()
-        self._wanted.append((task_id, wanted))
-        if self._reading is None or self._reading.done():
-            self._reading = self._database.start(self._read_wanted())
-        task: Task | None = await wanted
-        return task
-
-    async def _read_wanted(self) -> None:
-        while self._wanted:
-            batch = self._take()
-            try:
-                rows = await read(self._database, _with_ids(list(batch)))
-            except Exception as error:
-                for wanted in batch.values():
-                    if not wanted.done():
-                        wanted.set_exception(error)
-                continue
-            found = {row[0].id: row[0] for row in rows}
-            for task_id, wanted in batch.items():
-                if not wanted.done():  # cancelled meanwhile
-                    wanted.set_result(found.get(task_id))
-
-    def _take(self) -> dict[UUID, asyncio.Future[Task | None]]:
-        batch: dict[UUID, asyncio.Future[Task | None]] = {}
-        left = []
-        for task_id, wanted in self._wanted:
-            if len(batch) < _MOST_READ and task_id not in batch:
-                batch[task_id] = wanted
-            else:
-                left.append((task_id, wanted))
-        self._wanted = left
-        return batch
-
-
-async def _read(
+async def ask(
     database: Database,
-    statement: Select[*tuple[Any, ...]],
+    question: Callable[[AsyncConnection], Awaitable[T]],
+    connect: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]] = Database.connect,
+) -> T:
+    """Put a question that only reads. A connection that turns out to be dead is replaced once."""
+    return await database.undisturbed(_ask(database, question, connect))
+
+
+async def _ask(
+    database: Database,
+    question: Callable[[AsyncConnection], Awaitable[T]],
     connect: Callable[[Database], AbstractAsyncContextManager[AsyncConnection]],
-) -> Sequence[Any]:
-    """Run a select. A connection that turns out to be dead is replaced once."""
+) -> T:
     try:
         try:
-            return await _rows(connect(database), statement)
+            return await _ask_once(connect(database), question)
         except StoreUnavailable:
             raise
         except Exception as error:
             if not is_disconnect(error):
                 raise
-            return await _rows(connect(database), statement)
+            return await _ask_once(connect(database), question)
     except Exception as error:
         raise database.translate(error) from error
 
 
-async def _rows(
+async def _ask_once(
     connected: AbstractAsyncContextManager[AsyncConnection],
-    statement: Select[*tuple[Any, ...]],
-) -> Sequence[Any]:
+    question: Callable[[AsyncConnection], Awaitable[T]],
+) -> T:
     async with connected as connection:
-        return await connection.run_sync(_select, statement)
+        return await question(connection)
 
 
 def _select(connection: Connection, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:

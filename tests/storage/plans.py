@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lilota_async.storage.database import Database
+from lilota_async.storage.direct import Direct
 
 
 class Recorded:
@@ -41,11 +42,21 @@ def recording(database: Database) -> Iterator[Recorded]:
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         recorded.statements.append((statement, parameters or ()))
 
+    in_its_form = Direct._in_its_form
+
+    def noted(direct: Direct, c: AsyncConnection, *asked: Any) -> tuple[str, list[Any]]:
+        sql, arguments = in_its_form(direct, c, *asked)
+        if c.engine.sync_engine.pool in [engine.pool for engine in engines]:
+            recorded.statements.append((sql, tuple(arguments)))
+        return sql, arguments
+
     for engine in engines:
         event.listen(engine, "before_cursor_execute", note)
+    Direct._in_its_form = noted  # type: ignore[method-assign, assignment]
     try:
         yield recorded
     finally:
+        Direct._in_its_form = in_its_form  # type: ignore[method-assign]
         for engine in engines:
             event.remove(engine, "before_cursor_execute", note)
 

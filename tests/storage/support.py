@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
@@ -121,6 +122,26 @@ async def raw(database: Database, statement: str, **parameters: Any) -> list[Any
     async with database.connect() as connection:
         result = await connection.execute(text(statement), parameters)
         return list(result.all()) if result.returns_rows else []
+
+
+async def kill_others(database: Database) -> None:
+    """End all other connections to this database, at the server."""
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite has no server")
+    if database.dialect == "postgresql":
+        await raw(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        return
+    others = await raw(
+        database,
+        "SELECT id FROM information_schema.processlist"
+        " WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    )
+    for (number,) in others:
+        await raw(database, f"KILL CONNECTION {int(number)}")
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:

@@ -24,7 +24,7 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Claim, Finish
 from lilota_async.storage.writer import Writer
 from tests.storage.proxy import Proxy
-from tests.storage.support import NODE, claim_new, ended, eventually, new_task, raw, row_of
+from tests.storage.support import NODE, claim_new, ended, eventually, kill_others, new_task, row_of
 
 pytestmark = pytest.mark.anyio
 
@@ -80,26 +80,6 @@ async def test_a_killed_connection_is_replaced(
     levels = [record.levelname for record in caplog.records if record.name == "lilota_async"]
     assert levels == ["WARNING", "INFO"]
     assert writer.is_connected
-
-
-async def kill_others(database: Database) -> None:
-    """End all other connections to this database, at the server."""
-    if database.dialect == "sqlite":
-        pytest.skip("SQLite has no server")
-    if database.dialect == "postgresql":
-        await raw(
-            database,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        )
-        return
-    others = await raw(
-        database,
-        "SELECT id FROM information_schema.processlist"
-        " WHERE db = DATABASE() AND id <> CONNECTION_ID()",
-    )
-    for (number,) in others:
-        await raw(database, f"KILL CONNECTION {int(number)}")
 
 
 async def test_reads_survive_dead_connections(database: Database, store: Store) -> None:

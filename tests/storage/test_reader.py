@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
+from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import inspect
 
 from lilota_async.errors import StoreUnavailable
-from lilota_async.models import TaskId
+from lilota_async.models import Task, TaskId, TaskStatus
 from lilota_async.storage.database import Database
-from lilota_async.storage.queries import TaskReader
+from lilota_async.storage.queries import get_task
+from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import Cost, Finish
 from tests.storage.plans import recording
-from tests.storage.support import insert, new_task
+from tests.storage.support import claim, insert, kill_others, new_task, transacting
 
 pytestmark = pytest.mark.anyio
+
+WHEN = datetime(2020, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 
 
 async def test_each_gets_its_own_task(database: Database, store: Store) -> None:
@@ -74,3 +81,41 @@ async def test_without_the_database() -> None:
         )
         assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
     await database.close()
+
+
+async def test_a_lone_task_is_read_like_all_others(database: Database, store: Store) -> None:
+    """It has the same values of the same types, and is as detached and unchanged."""
+    await insert(database, store, [new_task(input='{"a":[1.5,null]}', tags='["x"]', run_at=WHEN)])
+    (claimed,) = await claim(database, store)
+    failed = Finish(
+        attempt=claimed.attempt,
+        status=TaskStatus.FAILED,
+        exception='{"type":"Error"}',
+        failures="no JSON",
+        cost=Cost(cpu_seconds=0.5, peak_memory_bytes=2**40, log="said"),
+    )
+    async with transacting(database) as connection:
+        assert await store.finish(connection, [failed]) == [True]
+    task_id = claimed.attempt.id
+    task, wanted = await TaskReader(database).read(task_id), await get_task(database, task_id)
+    assert task is not None
+    assert wanted is not None
+    for column in Task.__table__.columns:
+        value = getattr(wanted, column.key)
+        assert getattr(task, column.key) == value, column
+        assert type(getattr(task, column.key)) is type(value), column
+    assert inspect(task).detached
+    assert not inspect(task).modified
+    assert inspect(task).identity == inspect(wanted).identity
+    assert pickle.loads(pickle.dumps(task)).output == wanted.output
+    assert await TaskReader(database).read(TaskId()) is None
+
+
+async def test_a_lone_read_survives_a_dead_connection(database: Database, store: Store) -> None:
+    """It is read over another one."""
+    task = new_task()
+    await insert(database, store, [task])
+    reader = TaskReader(database)
+    assert await reader.read(task.id) is not None
+    await kill_others(Database(database.url))
+    assert await reader.read(task.id) is not None
