@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -80,41 +80,25 @@ class PostgresqlStore(Store):
         self._direct = Direct()
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        # Most batches have no keys at all: then there is nothing to read of each task.
+        if len(tasks) == 1 and not self.has_listeners:
+            return await self._insert_one(c, tasks[0])
+        # Most batches have no keys at all.
         is_keyed = any(task.unique_key is not None for task in tasks)
         tasks = in_order_of_keys(tasks) if is_keyed else tasks
-        none = [None] * len(tasks)
-        rows = await self._direct.rows(
-            c,
-            sql.INSERT,
-            _short(
-                id=[task.id for task in tasks],
-                name=[task.name for task in tasks],
-                priority=[task.priority for task in tasks],
-                delay=[float(task.delay_seconds) for task in tasks],
-                run_at=[task.run_at for task in tasks],
-                input=[task.input for task in tasks],
-                max_attempts=[task.max_attempts for task in tasks],
-                timeout=[_float(task.timeout_seconds) for task in tasks],
-                tags=[task.tags for task in tasks],
-                unique_key=[task.unique_key for task in tasks] if is_keyed else none,
-                unique_seconds=[_float(t.unique_seconds) for t in tasks] if is_keyed else none,
-                concurrency_key=[task.concurrency_key for task in tasks],
-                node_id=[task.node_id for task in tasks],
-                pid=[task.pid for task in tasks],
-                nominal_time=[task.nominal_time for task in tasks],
-            )
-            | {
-                "announced": self.has_listeners,
-                "origin": self._origin_of(tasks),
-            },
-        )
-        inserted_keyed, written, _ = rows[0]
+        columns = _columns(sql.NEW, map(_new_row, tasks))
+        told = {"announced": self.has_listeners, "origin": self._origin_of(tasks)}
+        ((inserted_keyed, written, _),) = await self._direct.rows(c, sql.INSERT, columns | told)
         paused = await self._not_begun(c, tasks) if written < len(tasks) else set()
         if not is_keyed:
             return paused
         keyed = {task.id for task in tasks if task.unique_key is not None}
         return paused | (keyed - set(inserted_keyed))
+
+    async def _insert_one(self, c: AsyncConnection, task: NewTask) -> set[TaskId[Any]]:
+        values = dict(zip(sql.NEW, _new_row(task), strict=True))
+        if await self._direct.rows(c, sql.INSERT_ONE, values):
+            return set()
+        return {task.id} if task.unique_key is not None else await self._not_begun(c, [task])
 
     def _origin_of(self, tasks: Sequence[NewTask]) -> str:
         """What those who hear of the rows are told."""
@@ -144,24 +128,30 @@ class PostgresqlStore(Store):
         ]
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+        if await self._finished(c, finishes) == len(finishes):
+            return [True] * len(finishes)
         attempts = [finish.attempt for finish in finishes]
-        fence = {
-            **_fence(attempts),
-            "status": [str(finish.status) for finish in finishes],
-        }
-        progress = [finish.progress for finish in finishes]
-        output = [finish.output for finish in finishes]
-        parameters = _short(**fence, **_outcome(finishes), progress=progress, output=output)
-        if await self._direct.count(c, sql.FINISH, parameters) == len(attempts):
-            return [True] * len(attempts)
+        fence = {**_fence(attempts), "status": [str(finish.status) for finish in finishes]}
         applied = await self._attempts(c, sql.FINISHED, fence)
         return [attempt in applied for attempt in attempts]
+
+    async def _finished(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+        """Write the ends of attempts; how many rows took theirs."""
+        if len(finishes) == 1:
+            values = dict(zip(sql.ENDED, _ended_row(finishes[0]), strict=True))
+            return await self._direct.count(c, sql.FINISH_ONE, values)
+        columns = _columns(sql.ENDED, map(_ended_row, finishes))
+        return await self._direct.count(c, sql.FINISH, columns)
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
         attempts = [requeue.attempt for requeue in requeues]
         parameters = {
             **_fence(attempts),
-            **_outcome(requeues),
+            "exception": [requeue.exception for requeue in requeues],
+            "failures": [requeue.failures for requeue in requeues],
+            "cpu": [_float(requeue.cost.cpu_seconds) for requeue in requeues],
+            "memory": [requeue.cost.peak_memory_bytes for requeue in requeues],
+            "log": [requeue.cost.log for requeue in requeues],
             "delay": [float(requeue.delay_seconds) for requeue in requeues],
             "uncounted": [0 if requeue.counted else 1 for requeue in requeues],
             "extra": [requeue.extra_attempts for requeue in requeues],
@@ -196,12 +186,51 @@ class PostgresqlStore(Store):
         }
 
 
-def _short(**columns: list[Any]) -> dict[str, Any]:
+def _columns(names: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
     """The columns, empty where they hold nothing: `unnest` pads them, and the driver saves work."""
     return {
-        name: [] if values.count(None) == len(values) else values
-        for name, values in columns.items()
+        name: [] if values.count(None) == len(values) else list(values)
+        for name, values in zip(names, zip(*rows, strict=True), strict=True)
     }
+
+
+def _new_row(task: NewTask) -> tuple[Any, ...]:
+    """The values of `sql.NEW`."""
+    return (
+        task.id,
+        task.name,
+        task.priority,
+        float(task.delay_seconds),
+        task.run_at,
+        task.input,
+        task.max_attempts,
+        _float(task.timeout_seconds),
+        task.tags,
+        task.unique_key,
+        _float(task.unique_seconds),
+        task.concurrency_key,
+        task.node_id,
+        task.pid,
+        task.nominal_time,
+    )
+
+
+def _ended_row(finish: Finish) -> tuple[Any, ...]:
+    """The values of `sql.ENDED`."""
+    attempt, cost = finish.attempt, finish.cost
+    return (
+        attempt.id,
+        attempt.number,
+        attempt.node_id,
+        str(finish.status),
+        finish.progress,
+        finish.output,
+        finish.exception,
+        finish.failures,
+        _float(cost.cpu_seconds),
+        cost.peak_memory_bytes,
+        cost.log,
+    )
 
 
 def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:
@@ -209,16 +238,6 @@ def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:
         "id": [attempt.id for attempt in attempts],
         "attempt": [attempt.number for attempt in attempts],
         "node_id": [attempt.node_id for attempt in attempts],
-    }
-
-
-def _outcome(outcomes: Sequence[Finish] | Sequence[Requeue]) -> dict[str, Any]:
-    return {
-        "exception": [outcome.exception for outcome in outcomes],
-        "failures": [outcome.failures for outcome in outcomes],
-        "cpu": [_float(outcome.cost.cpu_seconds) for outcome in outcomes],
-        "memory": [outcome.cost.peak_memory_bytes for outcome in outcomes],
-        "log": [outcome.cost.log for outcome in outcomes],
     }
 
 

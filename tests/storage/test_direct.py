@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from lilota_async.errors import SchemaMissing, StoreError
-from lilota_async.models import TaskId, TaskStatus
+from lilota_async.models import Task, TaskId, TaskStatus
 from lilota_async.storage import postgresql_sql as sql
 from lilota_async.storage.database import Database, begin, rollback, transaction
 from lilota_async.storage.failures import is_conflict, is_disconnect, is_missing_table
 from lilota_async.storage.migrate import migrate
+from lilota_async.storage.notifications import Notifications
 from lilota_async.storage.queries import get_task, get_tasks
 from lilota_async.storage.store import Store
 from lilota_async.storage.stores import create_store
-from lilota_async.storage.transitions import Claim, Finish, NewTask, Report, Requeue
+from lilota_async.storage.transitions import Attempt, Claim, Cost, Finish, NewTask, Report, Requeue
 from lilota_async.storage.writer import Writer
 from tests.databases import Servers
 from tests.storage.support import NODE, ended, new_task, raw, row_of, transacting
@@ -31,8 +33,13 @@ from tests.storage.support import NODE, ended, new_task, raw, row_of, transactin
 pytestmark = pytest.mark.anyio
 
 ASYNCPG, PSYCOPG = "postgresql+asyncpg", "postgresql+psycopg"
+WHEN = datetime(2020, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 CLAIM_ONE = Claim(node_id=NODE, names=("add",), pids=(1,))
-STATEMENTS = (sql.INSERT, sql.CLAIM, sql.FINISH, sql.FINISHED, sql.REQUEUE, sql.REPORT)
+ANSWERS = [True, True, True, True, False]
+STATEMENTS = (
+    *(sql.INSERT, sql.INSERT_ONE, sql.CLAIM, sql.FINISH, sql.FINISH_ONE, sql.FINISHED),
+    *(sql.REQUEUE, sql.REPORT),
+)
 
 
 @pytest.fixture(params=[ASYNCPG])
@@ -53,7 +60,8 @@ async def opened(database: Database) -> AsyncIterator[Database]:
 
 
 async def run_one(writer: Writer) -> list[Any]:
-    """One task through every statement; what the two ends of attempts were answered."""
+    """One task through every statement; what the ends of its attempts were answered."""
+    await asyncio.gather(*(writer.insert([new_task("other")]) for _ in range(2)))
     await writer.insert([new_task()])
     (first,) = (await writer.claim(lambda: CLAIM_ONE)).tasks
     answers = [await ended(writer, Requeue(attempt=first.attempt))]
@@ -61,6 +69,7 @@ async def run_one(writer: Writer) -> list[Any]:
     answers.append(await writer.report(Report(attempt=second.attempt, progress=50)))
     done = Finish(attempt=second.attempt, status=TaskStatus.COMPLETED, output="1")
     fenced = Finish(attempt=first.attempt, status=TaskStatus.COMPLETED, output="1")
+    answers.append(await ended(writer, done))
     answers += await asyncio.gather(ended(writer, done), ended(writer, fenced))
     return answers
 
@@ -84,7 +93,7 @@ async def test_sqlalchemy_is_not_asked(
     writer: Writer, through_sqlalchemy: list[TextClause]
 ) -> None:
     """With asyncpg, what each task needs goes past it."""
-    assert await run_one(writer) == [True, True, True, False]
+    assert await run_one(writer) == ANSWERS
     assert through_sqlalchemy == []
 
 
@@ -93,7 +102,7 @@ async def test_psycopg_is_asked_by_sqlalchemy(
     writer: Writer, through_sqlalchemy: list[TextClause]
 ) -> None:
     """With another driver, everything goes through it, to the same end."""
-    assert await run_one(writer) == [True, True, True, False]
+    assert await run_one(writer) == ANSWERS
     assert set(through_sqlalchemy) == set(STATEMENTS)
 
 
@@ -104,7 +113,7 @@ async def test_an_engine_of_the_application(
     engine = create_async_engine(database_url)
     database = Database(engine=engine)
     async with opened(database), Writer(database, create_store(database)) as writer:
-        assert await run_one(writer) == [True, True, True, False]
+        assert await run_one(writer) == ANSWERS
     await engine.dispose()
     assert through_sqlalchemy == []
 
@@ -221,7 +230,7 @@ async def test_a_claim_outlives_a_migration(database: Database, writer: Writer) 
     await raw(database, "ALTER TABLE lilota_task ADD COLUMN extra text")
     await raw(database, "ALTER TABLE lilota_task ALTER COLUMN tags TYPE varchar(5000)")
     assert len((await writer.claim(lambda: CLAIM_ONE)).tasks) == 1
-    assert await run_one(writer) == [True, True, True, False]
+    assert await run_one(writer) == ANSWERS
 
 
 @pytest.mark.parametrize(
@@ -240,7 +249,7 @@ async def test_the_cache_of_statements_is_asyncpgs(
     database = Database(f"{database_url}?{query}")
     async with opened(database), Writer(database, create_store(database)) as writer:
         for _ in range(2):
-            assert await run_one(writer) == [True, True, True, False]
+            assert await run_one(writer) == ANSWERS
         connection = await writer._link.connect()
         driver: Any = (await connection.get_raw_connection()).driver_connection
         prepared = await driver.fetchval(
@@ -254,20 +263,84 @@ def test_every_statement_is_kept_prepared() -> None:
     assert max(len(str(statement)) for statement in STATEMENTS) < 12 * 1024
 
 
-async def test_a_task_is_written_as_it_is(database: Database, writer: Writer) -> None:
-    """Every value arrives in its own column."""
-    task = new_task(
-        priority=3,
-        input='{"a":1}',
-        max_attempts=4,
-        timeout_seconds=5.5,
-        tags='["x"]',
-        unique_key="key",
-        unique_seconds=60.0,
-        concurrency_key="group",
+async def test_one_row_is_written_like_many(database: Database, writer: Writer) -> None:
+    """It has a statement of its own, and every value arrives in the same column."""
+    values: dict[str, Any] = {
+        "priority": 3, "input": '{"a":1}', "max_attempts": 4, "timeout_seconds": 5.5,
+        "tags": '["x"]', "node_id": NODE, "pid": 7,
+        "nominal_time": WHEN, "run_at": WHEN, "unique_seconds": 60.0,
+    }  # fmt: skip
+    one, *many = (
+        new_task(**values, unique_key=f"key {number}", concurrency_key=f"group {number}")
+        for number in range(3)
     )
-    assert await writer.insert([task]) == set()
-    row = await row_of(database, task.id)
-    assert (row.name, row.priority, row.input, row.max_attempts) == ("add", 3, {"a": 1}, 4)
-    assert (row.timeout_seconds, row.tags, row.unique_key) == (5.5, ["x"], "key")
-    assert row.concurrency_key == "group"
+    await writer.insert([one])
+    assert await writer.insert(many) == set()
+    cost = Cost(cpu_seconds=0.5, peak_memory_bytes=2**40, log="said")
+    ends = [
+        Finish(
+            attempt=Attempt(id=task.id, number=1, node_id=NODE),
+            status=TaskStatus.FAILED, progress=40, output="1", exception="2", failures="[3]",
+            cost=cost,
+        )
+        for task in (one, *many)
+    ]  # fmt: skip
+    assert await ended(writer, ends[0])
+    assert all(await asyncio.gather(*(ended(writer, end) for end in ends[1:])))
+    first, *others = [await row_of(database, task.id) for task in (one, *many)]
+    assert (first.name, first.priority, first.input, first.max_attempts) == ("add", 3, {"a": 1}, 4)
+    assert (first.timeout_seconds, first.tags, first.unique_key) == (5.5, ["x"], "key 0")
+    assert (first.concurrency_key, first.locked_by, first.pid) == ("group 0", NODE, 7)
+    assert (first.nominal_time, first.run_at, first.attempts) == (WHEN, WHEN, 1)
+    assert (first.output, first.exception, first.failures) == (1, 2, [3])
+    assert (first.cpu_seconds, first.peak_memory_bytes, first.log) == (0.5, 2**40, "said")
+    differ = {
+        *("id", "unique_key", "concurrency_key"),
+        *("unique_until", "created_at", "start_date_time", "end_date_time"),
+    }
+    for column in (each.key for each in Task.__table__.columns):
+        expected = getattr(first, column)
+        if column in differ:
+            assert all(type(getattr(each, column)) is type(expected) for each in others), column
+        else:
+            assert [getattr(each, column) for each in others] == [expected] * 2, column
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_what_is_not_inserted_is_told(
+    database: Database, writer: Writer, store: Store, others: int
+) -> None:
+    """One alone and one of several: a key or an id that is taken, and a name that is paused."""
+
+    async def refused(task: NewTask) -> set[TaskId[Any]]:
+        return await writer.insert([task, *(new_task() for _ in range(others))])
+
+    first = new_task(unique_key="key")
+    assert await refused(first) == set()
+    second = new_task(unique_key="key")
+    assert await refused(second) == {second.id}
+    assert await refused(first) == {first.id}
+    third = new_task("paused", node_id=NODE, pid=1)
+    assert await refused(third) == set()
+    await raw(database, "INSERT INTO lilota_limit (name, paused_at) VALUES ('paused', now())")
+    assert await refused(third) == set()  # written before
+    fourth = new_task("paused", node_id=NODE, pid=1)
+    assert await refused(fourth) == {fourth.id}
+    assert await get_task(database, fourth.id) is None
+    assert await refused(new_task("paused")) == set()
+
+
+async def test_other_nodes_hear_of_one_row(
+    database: Database, writer: Writer, store: Store
+) -> None:
+    """With listeners it is announced."""
+    heard = asyncio.Event()
+    notifications = Notifications(database, "other", lambda _: heard.set())
+    notifications.start()
+    with anyio.fail_after(5):
+        await heard.wait()
+        heard.clear()
+        store.has_listeners = True
+        await writer.insert([new_task()])
+        await heard.wait()
+    await notifications.close()
