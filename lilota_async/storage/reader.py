@@ -9,7 +9,6 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.orm import make_transient_to_detached
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.types import TypeDecorator
 
 from lilota_async.models.tables import Task
@@ -98,8 +97,11 @@ class LoneRow:
 
 def _task_of(row: Any, dialect: Dialect) -> Task:
     task = Task()
-    for (name, decode), value in zip(_DECODERS, row, strict=True):
-        set_committed_value(task, name, decode(value, dialect) if decode else value)
+    # Where attributes are kept; set one by one, thirty of them take as long as the statement.
+    vars(task).update(
+        (name, decode(value, dialect) if decode else value)
+        for (name, decode), value in zip(_DECODERS, row, strict=True)
+    )
     make_transient_to_detached(task)
     return task
 

@@ -106,6 +106,7 @@ async def test_a_lone_task_is_read_like_all_others(database: Database, store: St
         assert type(getattr(task, column.key)) is type(value), column
     assert inspect(task).detached
     assert not inspect(task).modified
+    assert not inspect(task).unloaded
     assert inspect(task).identity == inspect(wanted).identity
     assert pickle.loads(pickle.dumps(task)).output == wanted.output
     assert await TaskReader(database).read(TaskId()) is None
