@@ -69,9 +69,16 @@ async def idle(url: str, seconds: str) -> dict[str, Any]:
     seen: Counter[str] = Counter()
     engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:", 1))
 
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
-    def count(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
+    def count(statement: str) -> None:
         seen[" ".join(statement.split())[:50]] += 1
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def through_sqlalchemy(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
+        count(statement)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def past_it(connection: Any, _record: object) -> None:
+        connection.driver_connection.add_query_logger(lambda logged: count(logged.query))
 
     async with create_lilota(url, engine=engine):
         await asyncio.sleep(SETTLE_SECONDS)

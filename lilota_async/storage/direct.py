@@ -1,6 +1,7 @@
 """The statements that every task needs, handed to asyncpg itself where it is the driver.
 
-SQLAlchemy's way to it takes longer than the driver and the server need for such a statement.
+SQLAlchemy's way to it takes longer than the driver needs for such a statement. Listeners of an
+application's engine hear nothing of these.
 """
 
 from __future__ import annotations
