@@ -224,7 +224,7 @@ class RunningAttempt:
         claimed = self.claimed
         return Call(
             serial=self._serial,
-            task_id=str(claimed.attempt.id),
+            task_id=claimed.attempt.id,
             name=claimed.name,
             attempt=claimed.attempt.number,
             definition=self._task.resolve().pickled,

@@ -44,8 +44,11 @@ class Channel:
 
     def send(self, data: bytes) -> None:
         """Write everything, waiting while the parent does not read."""
-        if not self.is_ours:
-            return
+        if self.is_ours:
+            self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """The same, where this is known to be no fork."""
         with self._lock:
             view = memoryview(data)
             while view:

@@ -40,12 +40,11 @@ class CurrentTask:
         "_asked",
         "_asked_bytes",
         "_cancelled",
+        "_id",
         "_publish",
         "_serial",
         "attempt",
-        "id",
         "last_checkpoint",
-        "logger",
         "name",
         "nominal_time",
         "progress",
@@ -55,7 +54,7 @@ class CurrentTask:
     def __init__(
         self, call: Call, publish: Callable[[Message], None], cancelled: Callable[[], bool]
     ) -> None:
-        self.id: TaskId[Any] = TaskId(call.task_id)
+        self._id = call.task_id
         self.name = call.name
         self.attempt = call.attempt
         self.tags = call.tags
@@ -63,12 +62,21 @@ class CurrentTask:
         self.last_checkpoint: Any = (
             None if call.checkpoint is None else msgspec.json.decode(call.checkpoint)
         )
-        self.logger = logging.getLogger(f"lilota_async.task.{call.name}")
         self.progress = TaskProgress(self._report)
         self._asked = self._asked_bytes = 0
         self._serial = call.serial
         self._publish = publish
         self._cancelled = cancelled
+
+    @property
+    def id(self) -> TaskId[Any]:
+        """The row's."""
+        return TaskId(self._id)
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Its records belong to this task."""
+        return logging.getLogger(f"lilota_async.task.{self.name}")
 
     @property
     def cancelled(self) -> bool:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -35,7 +36,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True)
     """
 
     serial: int
-    task_id: str
+    task_id: UUID
     name: str
     attempt: int
     definition: bytes

@@ -35,7 +35,7 @@ NODE = UUID(int=1)
 
 def outcome_of(error: BaseException) -> Outcome:
     """What a task process makes of a task that raises."""
-    call = Call(serial=1, task_id="", name="task", attempt=1, definition=b"", input=None)
+    call = Call(serial=1, task_id=TaskId(), name="task", attempt=1, definition=b"", input=None)
     return msgspec.structs.replace(failed(call, error, None), progress=30, cpu_seconds=0.5)
 
 

@@ -46,7 +46,7 @@ def call_of(function: Callable[..., Any], input: Any = None, **options: Any) -> 
     )
     return Call(
         serial=next(_serials),
-        task_id=str(TaskId()),
+        task_id=TaskId(),
         name=function.__name__,
         attempt=1,
         definition=task.resolve().pickled,

@@ -79,7 +79,7 @@ def die_while_sending() -> str:
             half = half[os.write(channel._descriptor, half) :]
         os.kill(os.getpid(), signal.SIGKILL)
 
-    channel.send = send_half  # type: ignore[method-assign]
+    channel.write = send_half  # type: ignore[method-assign]
     return "x" * 5_000_000
 
 

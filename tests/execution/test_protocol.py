@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -106,7 +107,14 @@ def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_calls_arrive_as_they_were_sent(piece: int) -> None:
     """In frames of any size, of which each has the round of its tickets."""
     calls = [
-        Call(serial=n, task_id="i", name="n", attempt=1, definition=b"\x80", input=b"1" * size)
+        Call(
+            serial=n,
+            task_id=UUID(int=n),
+            name="n",
+            attempt=1,
+            definition=b"\x80",
+            input=b"1" * size,
+        )
         for n, size in enumerate((0, 1, 70_000))
     ]
     reader, writer = os.pipe()
