@@ -129,7 +129,9 @@ class Node:
         self._notifications: Notifications | None = None
         if options.notify and database.dialect == "postgresql":
             self.store.origin = self.id.hex
-            self._notifications = Notifications(database, self.id.hex, self._on_notify)
+            self._notifications = Notifications(
+                database, self.id.hex, self._on_notify, self._on_listening
+            )
         self._parts = AsyncExitStack()
         self._accepting = False
         self._looks_on_commit = False
@@ -333,6 +335,10 @@ class Node:
 
     def _is_notified(self) -> bool:
         return self._notifications is not None and self._notifications.is_up
+
+    def _on_listening(self) -> None:
+        self._on_notify(True)
+        self._recovery.beat_soon()  # which tells whether there is anybody at all
 
     def _on_notify(self, look: bool) -> None:
         self.store.has_listeners = True  # somebody spoke, who will want to hear as well

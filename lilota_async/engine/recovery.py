@@ -71,6 +71,7 @@ class Recovery:
         self._last_beat = float("-inf")
         self._up_since = float("inf")
         self._loop_task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     @property
     def holds_lease(self) -> bool:
@@ -105,11 +106,21 @@ class Recovery:
         self._note_answer()
         self._note_beat()
 
+    def beat_soon(self) -> None:
+        """Renew the lease, and see who else is there, before it is time."""
+        self._hurry.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        self._hurry.clear()
+
     async def _beat_on(self) -> None:
         regular = self._lease_seconds / HEARTBEATS_PER_LEASE
         pause = regular
         while True:
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
             pause = regular
             try:
                 await self._take_over(await self._beat())

@@ -23,7 +23,7 @@ _MOST_ROWS = 1000
 _MOST_CHARACTERS = 8_000_000
 
 
-def take(queue: list[Operation], kinds: frozenset[Kind] = ALL_KINDS) -> list[Operation]:
+def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
     """Take the next flush of these kinds from the front of the queue: what fits, sorted by kind."""
     rows = size = 0
     taken: list[Operation] = []

@@ -23,13 +23,21 @@ _CHECK_SECONDS = 60.0
 class Notifications:
     """Calls `on_notify` when another node says that there is something to do.
 
-    With True when a claim is not enough: what becomes due or may run has changed.
+    With True when a claim is not enough: what becomes due or may run has changed. `on_up` is
+    called when it begins to listen.
     """
 
-    def __init__(self, database: Database, origin: str, on_notify: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        origin: str,
+        on_notify: Callable[[bool], None],
+        on_up: Callable[[], None],
+    ) -> None:
         self._database = database
         self._origin = origin  # its own notifications tell a node nothing
         self._on_notify = on_notify
+        self._on_up = on_up  # what was said before was not heard
         self._task: asyncio.Task[None] | None = None
         self.is_up = False
 
@@ -72,13 +80,13 @@ class Notifications:
         driver.add_termination_listener(lambda _: ended.set())
         await driver.add_listener(CHANNEL, lambda *told: self._hear(told[-1]))
         self.is_up = True
-        self._on_notify(True)  # what was said before was not heard
+        self._on_up()
         await ended.wait()
 
     async def _listen_by_psycopg(self, driver: Any) -> None:
         await driver.execute(f"LISTEN {CHANNEL}")
         self.is_up = True
-        self._on_notify(True)  # what was said before was not heard
+        self._on_up()
         while True:
             async for notify in driver.notifies(timeout=_CHECK_SECONDS):
                 self._hear(notify.payload)

@@ -20,7 +20,14 @@ from lilota_async.storage.batch import Turns, apply, is_one_statement, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
-from lilota_async.storage.operation import Kind, LateRow, Operation, Told, payload_size
+from lilota_async.storage.operation import (
+    ALL_KINDS,
+    Kind,
+    LateRow,
+    Operation,
+    Told,
+    payload_size,
+)
 from lilota_async.storage.store import Store
 from lilota_async.storage.threaded import in_one_go
 from lilota_async.storage.transitions import (
@@ -109,6 +116,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
+        self._expiry = None
         self._task = asyncio.create_task(self._run(), name="lilota-writer")
         self._task.add_done_callback(self._on_end)
 
@@ -227,8 +235,11 @@ class Writer:
             if not self._queue and self._link.is_up:
                 await self._wake.wait()
             self._wake.clear()
-            self._in_flight = self._take()
-            self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
+            by_turns = self._store.one_statement_batches
+            kinds = self._turns.next(self._queue) if by_turns else ALL_KINDS
+            self._in_flight = take(self._queue, kinds)
+            if self._expiry is None:
+                self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
             self._flushing_since = self._loop.time()
             try:
                 await self._flush(self._in_flight)
@@ -238,17 +249,11 @@ class Writer:
                 for operation in self._in_flight:
                     operation.fail(error)
             finally:
-                self._expiry.cancel()
                 self._flushing_since = None
             is_claim = any(operation.kind is Kind.CLAIM for operation in self._in_flight)
             self._in_flight = []
             if is_claim:
                 await asyncio.sleep(0)  # what it brought tells where the next rows find a place
-
-    def _take(self) -> list[Operation]:
-        if self._store.one_statement_batches:
-            return take(self._queue, self._turns.next(self._queue))
-        return take(self._queue)
 
     async def _flush(self, batch: list[Operation], tries: int = 1) -> None:
         """Commit the batch; of one that cannot be committed, find the part that is to blame."""
@@ -362,7 +367,9 @@ class Writer:
     def _expire(self) -> None:
         """Answer callers in time even while a call to the database hangs."""
         self._expire_due()
-        self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
+        self._expiry = None
+        if self._flushing_since is not None:
+            self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
 
     def _expire_due(self) -> None:
         now = self._loop.time()
@@ -384,6 +391,8 @@ class Writer:
             task.cancel()
             await asyncio.wait([task], timeout=1.0)
         self._in_flight, self._queue = [], []
+        if self._expiry is not None:
+            self._expiry.cancel()
         ends = sum(operation.ends_attempt for operation in left)
         if ends:
             _logger.warning(

@@ -11,7 +11,7 @@ import pytest
 
 from lilota_async import Lilota, Task, TaskId
 from lilota_async.errors import ConfigurationError
-from tests.api.support import DEADLINE, MakeLilota, row
+from tests.api.support import DEADLINE, MakeLilota, row, until
 from tests.api.tasks import echo, nothing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -109,6 +109,21 @@ async def test_another_node_schedules(
             if medians[-1] <= MEDIAN_SECONDS:
                 break
     assert min(medians) <= MEDIAN_SECONDS
+
+
+async def test_a_node_knows_at_once_whether_it_is_alone(
+    make_lilota: MakeLilota, fast_database_url: str
+) -> None:
+    """What nobody hears need not be said: not with the first heartbeat, a third of the lease on."""
+    if not fast_database_url.startswith("postgresql"):
+        pytest.skip("only PostgreSQL tells other nodes")
+    alone = make_lilota(echo, db_url=fast_database_url, lease=300)
+    async with alone:
+        node: Any = alone._node
+        await until(lambda: node._is_notified(), "listening")
+        await until(lambda: not node.store.has_listeners, "knowing that there is nobody")
+        async with make_lilota(echo, db_url=fast_database_url, lease=300):
+            await until(lambda: node.store.has_listeners, "hearing of the other node")
 
 
 async def test_after_a_restart(make_lilota: MakeLilota, fast_database_url: str) -> None:

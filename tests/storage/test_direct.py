@@ -335,7 +335,7 @@ async def test_other_nodes_hear_of_one_row(
 ) -> None:
     """With listeners it is announced."""
     heard = asyncio.Event()
-    notifications = Notifications(database, "other", lambda _: heard.set())
+    notifications = Notifications(database, "other", lambda _: heard.set(), heard.set)
     notifications.start()
     with anyio.fail_after(5):
         await heard.wait()
