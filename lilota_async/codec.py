@@ -251,12 +251,10 @@ def _is_deeper(data: bytes, limit: int) -> bool:
 
 
 def _is_suspicious(data: bytes, value: object) -> bool:
-    if b"\\u0000" in data:
+    # A number that is too large has 20 signs.
+    zeros = data.translate(_DIGITS_TO_ZERO) if len(data) >= 20 else b""
+    if b"\\u0000" in data or b"0" * 20 in zeros or b"-" + b"0" * 19 in zeros:
         return True
-    if len(data) >= 20:  # as many signs as a number has that is too large
-        zeros = data.translate(_DIGITS_TO_ZERO)
-        if b"0" * 20 in zeros or b"-" + b"0" * 19 in zeros:
-            return True
     # msgspec writes NaN and Infinity as null, and as keys by their names.
     if b"null" in data or b'nan":' in data or b'inf":' in data:
         try:

@@ -76,6 +76,13 @@ class Turns:
         return ALL_KINDS
 
 
+class AllAtOnce:
+    """Whose turn it is, where a batch of any kinds is one transaction."""
+
+    def next(self, _queue: Sequence[Operation]) -> frozenset[Kind]:
+        return ALL_KINDS
+
+
 def is_one_statement(store: Store, batch: Sequence[Operation]) -> bool:
     """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
     first, last = batch[0].kind, batch[-1].kind

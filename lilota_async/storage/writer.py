@@ -16,18 +16,11 @@ import anyio
 
 from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import Turns, apply, is_one_statement, take
+from lilota_async.storage.batch import AllAtOnce, Turns, apply, is_one_statement, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
-from lilota_async.storage.operation import (
-    ALL_KINDS,
-    Kind,
-    LateRow,
-    Operation,
-    Told,
-    payload_size,
-)
+from lilota_async.storage.operation import Kind, LateRow, Operation, Told, payload_size
 from lilota_async.storage.store import Store
 from lilota_async.storage.threaded import in_one_go
 from lilota_async.storage.transitions import (
@@ -75,7 +68,7 @@ class Writer:
         self._link = Link(database, store.prepare)
         self._loop = asyncio.get_running_loop()
         self._queue: list[Operation] = []
-        self._turns = Turns()
+        self._turns = Turns() if store.one_statement_batches else AllAtOnce()
         self._in_flight: list[Operation] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -235,9 +228,7 @@ class Writer:
             if not self._queue and self._link.is_up:
                 await self._wake.wait()
             self._wake.clear()
-            by_turns = self._store.one_statement_batches
-            kinds = self._turns.next(self._queue) if by_turns else ALL_KINDS
-            self._in_flight = take(self._queue, kinds)
+            self._in_flight = take(self._queue, self._turns.next(self._queue))
             if self._expiry is None:
                 self._expiry = self._loop.call_later(_EXPIRY_PERIOD, self._expire)
             self._flushing_since = self._loop.time()
