@@ -24,7 +24,7 @@ class Outbox:
         if len(self._left) == 1:
             self._write()
             if self._left:
-                self._loop.add_writer(self._descriptor, self._write)
+                self._loop.add_writer(self._descriptor, self._go_on)
 
     def close(self) -> None:
         """Forget what is not written."""
@@ -43,7 +43,11 @@ class Outbox:
                 else:
                     self._left.popleft()
         except BlockingIOError:
-            return
+            pass
         except OSError:  # the process has ended, of which its death tells
             self._left.clear()
-        self._loop.remove_writer(self._descriptor)
+
+    def _go_on(self) -> None:
+        self._write()
+        if not self._left:
+            self._loop.remove_writer(self._descriptor)

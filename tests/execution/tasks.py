@@ -24,6 +24,10 @@ from lilota_async.execution.context import current_task
 from lilota_async.models.values import TaskProgress
 
 
+def echo(text: str) -> str:
+    return text
+
+
 def ok() -> str:
     return "ok"
 
