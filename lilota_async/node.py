@@ -245,12 +245,11 @@ class Node:
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
         insertion = Insertion(task, self.id, self.dispatcher)
-        if is_plain(task) and self._accepting and self._backlog.bounds_of(task.name):
+        may_run = is_plain(task)
+        if may_run and self._accepting and self._backlog.bounds_of(task.name):
             insertion.choose()  # what does not run at once has to fit into the backlog
-            is_alone = not insertion.has_place
-        else:
-            is_alone = not is_plain(task)
-        if is_alone:
+            may_run = insertion.has_place
+        if not may_run:
             return await self.insert([task])
         if not self._accepting:
             raise NotRunning("schedule()")

@@ -196,7 +196,6 @@ class Cell:
             self._look_later()
             return
         self.is_held_up = True
-        returned: list[Listener] = []
         # The process takes a ticket before each call: those that are left belong to the last
         # calls that it has, and whoever has them decides.
         count = self.worker.take_tickets()
@@ -204,9 +203,8 @@ class Cell:
         if count:
             serials = list(self._burst)[-count:]
             self._texts.withdraw(serials[0])
-            returned = [self._burst.pop(serial) for serial in serials]
-        for listener in returned:
-            self._conclude(listener, Unstarted(returned=True))
+            for listener in [self._burst.pop(serial) for serial in serials]:
+                self._conclude(listener, Unstarted(returned=True))
 
     def interrupt(self, serial: int, reason: Reason) -> None:
         """Ask the process to raise in the task's code; what is not sent yet never will be."""

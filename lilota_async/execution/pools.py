@@ -79,9 +79,7 @@ class LocalSlot:
         self._stop_seen = self._stop_requested
         return self._stop_requested
 
-    def _begin(
-        self, call: Call, publish: Callable[[Message], None]
-    ) -> tuple[Runnable, CurrentTask]:
+    def _begin(self, call: Call, publish: Publish) -> tuple[Runnable, CurrentTask]:
         task = CurrentTask(call, publish, self._stopped)
         enter_task(task)
         return load(call.definition), task
@@ -100,10 +98,11 @@ class ThreadSlot(LocalSlot):
         def publish_from_thread(message: Message) -> None:
             loop.call_soon_threadsafe(publish, message)
 
-        work = functools.partial(Context().run, self._work, call, publish_from_thread)
-        return await loop.run_in_executor(self._threads, work)
+        return await loop.run_in_executor(
+            self._threads, Context().run, self._work, call, publish_from_thread
+        )
 
-    def _work(self, call: Call, publish: Callable[[Message], None]) -> Outcome:
+    def _work(self, call: Call, publish: Publish) -> Outcome:
         task: CurrentTask | None = None
         before = time.thread_time()
         try:

@@ -25,7 +25,7 @@ LINE_LIMIT = 256 * 1024 * 1024
 
 
 class ProtocolError(Exception):
-    """The task process wrote something else than frames of messages."""
+    """The task process wrote something else than lines of messages."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
