@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
 
+from lilota_async.engine.events import LocalEnd, Subscription
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.engine.story import Story
 from lilota_async.errors import (
@@ -68,7 +69,8 @@ class Tasks(Records):
             >>> async for event in lilota.watch(task_id):
             ...     print(event.status, event.progress_percentage)
         """
-        async with self._follow(task_id, "watch()") as (task, events):
+        async with self._follow(task_id) as (task, subscription):
+            events = _no_events() if subscription is None else aiter(subscription)
             if after is None:
                 yield _status_event(task)
                 async for event in events:
@@ -86,7 +88,8 @@ class Tasks(Records):
             async for event in events:
                 row = None
                 if event.status.is_final and not story.knows_log:
-                    row = await self._read(task_id)
+                    end = subscription and subscription.end
+                    row = end.copy() if end and end.copy else await self._read(task_id)
                 if row is not None and row.status is event.status:
                     told = story.tell_row(_status_event(row), row.log)
                 else:
@@ -101,16 +104,7 @@ class Tasks(Records):
         """
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
-            if await self._has_ended_here(task_id):
-                task = await self._existing(task_id)
-                if _status_event(task).status.is_final:
-                    return task
-            while True:  # again, when somebody has put the task back meanwhile
-                async with self._follow(task_id, "wait()") as (task, events):
-                    if _status_event(task).status.is_final:
-                        return task
-                    async for _ in events:
-                        pass
+            return cast("Task", await self._end(task_id))
 
     async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
         """Wait for the task and return its output, as its output model.
@@ -121,16 +115,21 @@ class Tasks(Records):
             >>> task_id = await lilota.schedule(add, AddInput(a=2, b=3))
             >>> output: AddOutput = await lilota.result(task_id)
         """
-        task = await self.wait(task_id, timeout)
-        if task.status is TaskStatus.FAILED:
-            raise TaskFailed(task)
-        if task.status is TaskStatus.CANCELLED:
-            raise TaskCancelled(task)
-        output: Any = task.output
-        if task.name in self._registry:
-            codec = self._registry[task.name].resolve().output
-            output = codec.decode(msgspec.json.encode(output))
-        return output  # type: ignore[no-any-return]
+        limit = None if timeout is None else checked_duration("timeout", timeout)
+        async with asyncio.timeout(limit):
+            end = await self._end(task_id, needs_row=False)
+        if isinstance(end, LocalEnd):
+            return self._output(end.name, end.finish.output or "null")  # type: ignore[no-any-return]
+        if end.status is TaskStatus.FAILED:
+            raise TaskFailed(end)
+        if end.status is TaskStatus.CANCELLED:
+            raise TaskCancelled(end)
+        if end.name not in self._registry:
+            return end.output  # type: ignore[no-any-return]
+        return self._output(end.name, msgspec.json.encode(end.output))  # type: ignore[no-any-return]
+
+    def _output(self, name: str, text: bytes | str) -> Any:
+        return self._registry[name].resolve().output.decode(text)
 
     async def cancel(self, task_id: UUID, timeout: Duration | None = None) -> bool:
         """Stop the task, on whichever node it runs. True: it is cancelled, and its process gone.
@@ -185,40 +184,52 @@ class Tasks(Records):
             node.dispatcher.wake()
         return put_back
 
-    async def _has_ended_here(self, task_id: UUID) -> bool:
-        """Wait while the task runs on this node, which knows without reading when it ends.
+    async def _end(self, task_id: UUID, *, needs_row: bool = True) -> Task | LocalEnd:
+        """Wait for the end of the task; only its output is at hand, where no row is needed.
 
-        False at once when it does not run here.
+        While it runs on this node, that knows without reading when it ends.
         """
         node, key = self._node, TaskId[Any](checked_id(task_id))
-        if node is None or node.running.find(key) is None:
-            return False
-        async with node.events.subscribe(key) as subscription:
-            attempt = node.running.find(key)
-            if attempt is not None:
-                subscription.begin(attempt.event())
+        if node is None:
+            return await self._final("wait()", key)
+        attempt = node.running.find(key)
+        while True:  # again, when its end has to be read, or somebody has put it back meanwhile
+            with node.events.subscribe(key, needs_row) as subscription:
+                if attempt is not None:
+                    event = attempt.event()
+                else:  # read after subscribing: nothing can happen unseen in between
+                    task = await self._existing(key)
+                    event = _status_event(task)
+                    if event.status.is_final:
+                        return task
+                subscription.begin(event)
                 async for _ in subscription:
                     pass
-        return True
+            end, attempt = subscription.end, None
+            if end is not None and not needs_row and end.finish.status is TaskStatus.COMPLETED:
+                return end
+            if end is not None and end.copy is not None:
+                return end.copy()
 
     @asynccontextmanager
-    async def _follow(
-        self, task_id: UUID, action: str
-    ) -> AsyncIterator[tuple[Task, AsyncIterator[TaskEvent]]]:
-        """The task as it is, and the events that follow; none when it is final."""
-        task_id = checked_id(task_id)
+    async def _follow(self, task_id: UUID) -> AsyncIterator[tuple[Task, Subscription | None]]:
+        """The task as it is, and the events that follow; None when it is final."""
+        key = TaskId[Any](checked_id(task_id))
         if self._node is None:
-            task = await self._existing(task_id)
-            if not _status_event(task).status.is_final:
-                raise NotRunning(action)
-            yield task, _no_events()
+            yield await self._final("watch()", key), None
             return
-        async with self._node.events.subscribe(TaskId(task_id)) as subscription:
-            # Read after subscribing: nothing can happen unseen in between.
-            task = await self._existing(task_id)
+        with self._node.events.subscribe(key) as subscription:
+            task = await self._existing(key)  # after subscribing, as above
             event = _status_event(task)
             subscription.begin(event)
-            yield task, _no_events() if event.status.is_final else aiter(subscription)
+            yield task, None if event.status.is_final else subscription
+
+    async def _final(self, action: str, task_id: UUID) -> Task:
+        """The task, of which only the end can be told without a node."""
+        task = await self._existing(task_id)
+        if not _status_event(task).status.is_final:
+            raise NotRunning(action)
+        return task
 
     def _require_node(self, action: str) -> Node:
         if self._node is None:

@@ -65,6 +65,7 @@ class Hooks:
     """What an attempt needs of the node: where its reports, its events and its end go."""
 
     is_watched: Callable[[TaskId[Any]], bool]
+    needs_row: Callable[[TaskId[Any]], bool]
     publish: Callable[[TaskEvent], None]
     report: Callable[[Report], asyncio.Future[bool]]
     conclude: Callable[[RunningAttempt, AttemptEnd], None]
@@ -195,6 +196,7 @@ class RunningAttempt:
                 limit="" if self.intent is None else self._limit(),
                 peak_memory_bytes=self._memory.peak_bytes if self._memory else None,
                 children=self._rows,
+                is_awaited=self._hooks.needs_row(self.claimed.attempt.id),
             )
         )
 

@@ -290,6 +290,8 @@ class Dispatcher:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
         if kind not in self._unclaimed:
             return True
+        if self._pools[kind].size and not self._free_places(kind):
+            return False  # until a slot is free
         places: list[Slot] = []
 
         def choose() -> Claim | LimitedClaim | None:
@@ -354,10 +356,12 @@ class Dispatcher:
 def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[Slot]:
     """One entry for each task to claim: the slots in turn, so that all get some.
 
-    A slot gets the next burst when half of the last one is done, not to stand still between.
+    A slot is filled up when half of its burst is done, not to stand still between.
     """
     most = depth // 2
-    open_slots = [
-        s for s in slots if not s.load or (s.load <= most and s not in slow and not s.is_held_up)
-    ]
-    return open_slots * depth
+    room = {
+        s: depth - s.load
+        for s in slots
+        if not s.load or (s.load <= most and s not in slow and not s.is_held_up)
+    }
+    return [s for turn in range(depth) for s, left in room.items() if turn < left]

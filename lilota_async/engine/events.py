@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lilota_async.errors import NotRunning, StoreError
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
+from lilota_async.storage.transitions import Finish
+
+if TYPE_CHECKING:
+    from lilota_async.models.tables import Task
 
 States = dict[TaskId[Any], tuple[TaskStatus, int]]
 FIRST_POLL_SECONDS = 0.05
@@ -19,19 +24,31 @@ QUEUE_LIMIT = 1000
 logger = logging.getLogger("lilota_async")
 
 
+@dataclass(frozen=True, slots=True)
+class LocalEnd:
+    """How a task has ended on this node; `copy` makes one of its row, where that is at hand."""
+
+    name: str
+    finish: Finish
+    copy: Callable[[], Task] | None
+
+
 class Subscription:
     """The events of one task, as they come; a slow reader loses logs and progress, no status."""
 
-    __slots__ = ("_arrived", "_closed", "_events", "last", "task_id")
+    __slots__ = ("_arrived", "_closed", "_events", "end", "last", "needs_row", "task_id")
 
-    def __init__(self, task_id: TaskId[Any]) -> None:
+    def __init__(self, task_id: TaskId[Any], needs_row: bool) -> None:
         self.task_id = task_id
+        self.needs_row = needs_row
         self.last: tuple[TaskStatus, int] | None = None
+        self.end: LocalEnd | None = None
         self._events: list[TaskEvent] = []
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def put(self, event: TaskEvent) -> None:
+    def put(self, event: TaskEvent, end: LocalEnd | None = None) -> None:
+        self.end = end
         if event.kind == "status" or len(self._events) < QUEUE_LIMIT:
             self._events.append(event)
             self._arrived.set()
@@ -80,10 +97,13 @@ class Events:
         self._poll: asyncio.Task[None] | None = None
         self._closed = False
 
-    @contextlib.asynccontextmanager
-    async def subscribe(self, task_id: TaskId[Any]) -> AsyncIterator[Subscription]:
-        """A subscription for the time of the block; read the row after entering it."""
-        subscription = Subscription(task_id)
+    @contextlib.contextmanager
+    def subscribe(self, task_id: TaskId[Any], needs_row: bool = True) -> Iterator[Subscription]:
+        """A subscription for the time of the block; read the row after entering it.
+
+        `needs_row`: its end is to come with the row, where that spares reading it.
+        """
+        subscription = Subscription(task_id, needs_row)
         self._subscriptions.setdefault(task_id, set()).add(subscription)
         if self._closed:
             subscription.close()
@@ -101,10 +121,14 @@ class Events:
         """Whether anyone waits for the task here."""
         return bool(self._subscriptions) and task_id in self._subscriptions
 
-    def publish(self, event: TaskEvent) -> None:
+    def needs_row(self, task_id: TaskId[Any]) -> bool:
+        """Whether anyone of them would read the row at its end."""
+        return any(each.needs_row for each in self._subscriptions.get(task_id, ()))
+
+    def publish(self, event: TaskEvent, end: LocalEnd | None = None) -> None:
         """Tell everyone who waits for the task."""
         for subscription in self._subscriptions.get(event.task_id, ()):
-            subscription.put(event)
+            subscription.put(event, end)
 
     async def close(self) -> None:
         """Stop polling, and tell those who wait still."""

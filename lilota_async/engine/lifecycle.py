@@ -59,6 +59,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     limit: str = ""  # what was exceeded, for people: "2 s", "512 MiB"
     children: tuple[Dependent, ...] = ()  # what it has asked for
     peak_memory_bytes: int | None = None  # of all its processes, where that was watched
+    is_awaited: bool = False  # by somebody here who wants the row
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -212,6 +213,7 @@ def _finish(
         exception=exception,
         cost=_cost(end),
         children=end.children if status is TaskStatus.COMPLETED else (),
+        is_awaited=end.is_awaited,
     )
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from lilota_async.engine.attempt import AttemptEnd, Hooks, RunningAttempt, Slot, Transition
 from lilota_async.engine.bursts import Bursts
 from lilota_async.engine.children import ChildTasks
-from lilota_async.engine.events import Events
+from lilota_async.engine.events import Events, LocalEnd
 from lilota_async.engine.lifecycle import Intent, unrunnable
 from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.execution.ends import Unstarted
 from lilota_async.execution.memory_watch import MemoryWatch
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.registry import Registry
-from lilota_async.storage.transitions import ClaimedTask, Finish, Requeue
+from lilota_async.storage.transitions import ClaimedTask, Finish, Requeue, Written
 from lilota_async.storage.writer import Writer
 
 LOOK_SECONDS = 1.0  # while waiting for the end, whether the database is there
@@ -68,6 +68,7 @@ class RunningAttempts:
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._hooks = Hooks(
             is_watched=events.is_watched,
+            needs_row=events.needs_row,
             publish=events.publish,
             report=writer.report,
             conclude=self._conclude,
@@ -144,7 +145,7 @@ class RunningAttempts:
         self,
         attempt: RunningAttempt,
         transition: Transition,
-        written: bool,
+        written: Written,
         error: Exception | None,
     ) -> None:
         if isinstance(transition, Requeue):
@@ -156,8 +157,11 @@ class RunningAttempts:
             self._forget(attempt, None)
         else:
             status = _status_after(transition)
-            task_id = attempt.claimed.attempt.id
-            self.tell(task_id, status, getattr(transition, "progress", None) or 0)
+            end = None
+            if isinstance(transition, Finish):
+                copy = written if callable(written) else None
+                end = LocalEnd(attempt.claimed.name, transition, copy)
+            self.tell(attempt.claimed.attempt.id, status, end)
             if isinstance(transition, Finish) and (
                 transition.children or self._dependencies.in_use
             ):
@@ -179,7 +183,7 @@ class RunningAttempts:
         task_id = attempt.claimed.attempt.id
         logger.error("Task %s could not be seen to its end", task_id, exc_info=error)
 
-        def on_written(written: bool, _error: Exception | None) -> None:
+        def on_written(written: Written, _error: Exception | None) -> None:
             if written:
                 self.tell(task_id, TaskStatus.FAILED)
             self._forget(attempt, TaskStatus.FAILED if written else None)
@@ -208,14 +212,19 @@ class RunningAttempts:
             del self._unstarted[task_id]
         return Requeue(attempt=claimed.attempt, counted=counted)
 
-    def tell(self, task_id: TaskId[Any], status: TaskStatus, progress: int = 0) -> None:
+    def tell(
+        self,
+        task_id: TaskId[Any],
+        status: TaskStatus,
+        end: LocalEnd | None = None,
+    ) -> None:
         """Tell those who wait for the task that it has this status now."""
         if self._events.is_watched(task_id):
-            self._events.publish(
-                TaskEvent(
-                    kind="status", task_id=task_id, status=status, progress_percentage=progress
-                )
+            progress = 0 if end is None else end.finish.progress or 0
+            event = TaskEvent(
+                kind="status", task_id=task_id, status=status, progress_percentage=progress
             )
+            self._events.publish(event, end)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

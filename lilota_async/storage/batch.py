@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import (
     Claim,
     Claimed,
+    Finish,
     LimitedClaim,
+    Written,
 )
 
 if TYPE_CHECKING:
@@ -67,12 +70,14 @@ class Turns:
 
     def next(self, queue: Sequence[Operation]) -> frozenset[Kind]:
         """The kinds that are next, of those that wait."""
-        waiting = {operation.kind for operation in queue}
+        waiting = Counter(operation.kind for operation in queue)
         for step in range(1, len(self._ORDER) + 1):
             turn = (self._last + step) % len(self._ORDER)
-            if not waiting.isdisjoint(self._ORDER[turn]):
+            kinds = self._ORDER[turn]
+            if not kinds.isdisjoint(waiting):
                 self._last = turn
-                return self._ORDER[turn]
+                is_pair = waiting[Kind.FINISH] == 1 and kinds & waiting.keys() < _PAIR
+                return _PAIR if is_pair and waiting[Kind.CLAIM] else kinds
         return ALL_KINDS
 
 
@@ -83,12 +88,24 @@ class AllAtOnce:
         return ALL_KINDS
 
 
+_PAIR = frozenset({Kind.FINISH, Kind.CLAIM})
+
+
+def is_pair(batch: Sequence[Operation]) -> bool:
+    """Whether one ends and the next begins, for which stores may have a statement."""
+    if len(batch) != 2:
+        return False
+    first, second = (operation.value for operation in batch)
+    return isinstance(first, Finish) and not first.children and isinstance(second, Claim)
+
+
 def is_one_statement(store: Store, batch: Sequence[Operation]) -> bool:
     """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
     first, last = batch[0].kind, batch[-1].kind
+    if not store.one_statement_batches or is_pair(batch):
+        return store.one_statement_batches
     return (
-        store.one_statement_batches
-        and first is last
+        first is last
         and first not in (Kind.ADMIT, Kind.EXECUTE)
         and not (first is Kind.FINISH and any(each.value.children for each in batch))
         and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
@@ -98,6 +115,9 @@ def is_one_statement(store: Store, batch: Sequence[Operation]) -> bool:
 
 async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) -> list[Any]:
     """Run a batch that is ordered by kind; one outcome for each operation."""
+    if is_pair(batch):
+        written, tasks = await store.finish_and_claim(c, *(each.value for each in batch))
+        return [written, Claimed(tasks=tasks)]
     outcomes: list[Any] = []
     for kind, group in groupby(batch, key=lambda operation: operation.kind):
         values = [operation.value for operation in group]
@@ -124,7 +144,7 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
 
 
 async def _insert_children(
-    store: Store, c: AsyncConnection, finishes: Sequence[Any], applied: Sequence[bool]
+    store: Store, c: AsyncConnection, finishes: Sequence[Any], applied: Sequence[Written]
 ) -> None:
     """What completed tasks have asked for; of those that are fenced off it is nobody's wish."""
     children = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from lilota_async.models.tables import Task
 from lilota_async.models.values import TaskId
 from lilota_async.storage import postgresql_sql as sql
 from lilota_async.storage.claimed import claimed
@@ -18,6 +20,7 @@ from lilota_async.storage.store import (
     in_order_of_keys,
     is_plain,
 )
+from lilota_async.storage.task_row import COLUMNS, task_of
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -27,6 +30,7 @@ from lilota_async.storage.transitions import (
     Renewal,
     Report,
     Requeue,
+    Written,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 # Where CLAIM returns them.
 _ATTEMPTS, _PID, _PLACE = 2, 10, 11
+Copies = dict[UUID | None, Callable[[], Task]]
+"""Of ends that are awaited, by the ids of the tasks."""
 
 
 class PostgresqlDialect(Dialect):
@@ -115,25 +121,32 @@ class PostgresqlStore(Store):
         )
 
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
-        parameters = {
-            "names": list(claim.names),
-            "pids": list(claim.pids),
-            "node": claim.node_id,
-            "created_before": claim.created_before,
-        }
-        rows = await self._direct.rows(c, sql.CLAIM, parameters)
+        rows = await self._direct.rows(c, sql.CLAIM, _claimed_by(claim))
         return [
             claimed(row, claim, row[_ATTEMPTS], row[_PID])
             for row in sorted(rows, key=itemgetter(_PLACE))
         ]
 
-    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
-        if await self._finished(c, finishes) == len(finishes):
-            return [True] * len(finishes)
-        attempts = [finish.attempt for finish in finishes]
-        fence = {**_fence(attempts), "status": [str(finish.status) for finish in finishes]}
-        applied = await self._attempts(c, sql.FINISHED, fence)
-        return [attempt in applied for attempt in attempts]
+    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> Sequence[Written]:
+        copies: Copies = {}
+        if any(finish.is_awaited for finish in finishes):
+            count, copies = await self._finished_with_copies(c, finishes)
+        else:
+            count = await self._finished(c, finishes)
+        return await self._written(c, finishes, count, copies)
+
+    async def finish_and_claim(
+        self, c: AsyncConnection, finish: Finish, claim: Claim
+    ) -> tuple[Written, list[ClaimedTask]]:
+        values = _awaited(finish) | _claimed_by(claim)
+        rows = await self._direct.rows(c, sql.FINISH_ONE_AND_CLAIM, values)
+        begun = [row for row in rows if row[sql.PLACE] is not None]
+        copies = _copies(c, [row for row in rows if row[sql.PLACE] is None])
+        (written,) = await self._written(c, [finish], rows[0][sql.COUNT], copies)
+        return written, [
+            claimed(sql.as_claimed(row), claim, row[sql.ATTEMPTS], row[sql.PID])
+            for row in sorted(begun, key=itemgetter(sql.PLACE))
+        ]
 
     async def _finished(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
         """Write the ends of attempts; how many rows took theirs."""
@@ -142,6 +155,29 @@ class PostgresqlStore(Store):
             return await self._direct.count(c, sql.FINISH_ONE, values)
         columns = _columns(sql.ENDED, map(_ended_row, finishes))
         return await self._direct.count(c, sql.FINISH, columns)
+
+    async def _finished_with_copies(
+        self, c: AsyncConnection, finishes: Sequence[Finish]
+    ) -> tuple[int, Copies]:
+        """The same, and what makes copies of those that are awaited; 0 where it took none."""
+        if len(finishes) == 1:
+            values = _awaited(finishes[0])
+            rows = await self._direct.rows(c, sql.FINISH_ONE_AWAITED, values)
+        else:
+            ended = ((*_ended_row(finish), finish.is_awaited) for finish in finishes)
+            rows = await self._direct.rows(c, sql.FINISH_AWAITED, _columns(sql.AWAITED, ended))
+        return (rows[0][sql.COUNT] if rows else 0), _copies(c, rows)
+
+    async def _written(
+        self, c: AsyncConnection, finishes: Sequence[Finish], count: int, copies: Copies
+    ) -> Sequence[Written]:
+        """What was written, after so many rows took their ends: some may have them from before."""
+        if count == len(finishes):
+            return [copies.get(finish.attempt.id, True) for finish in finishes]
+        attempts = [finish.attempt for finish in finishes]
+        fence = {**_fence(attempts), "status": [str(finish.status) for finish in finishes]}
+        applied = await self._attempts(c, sql.FINISHED, fence)
+        return [attempt in applied and copies.get(attempt.id, True) for attempt in attempts]
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
         attempts = [requeue.attempt for requeue in requeues]
@@ -213,6 +249,23 @@ def _new_row(task: NewTask) -> tuple[Any, ...]:
         task.pid,
         task.nominal_time,
     )
+
+
+def _claimed_by(claim: Claim) -> dict[str, Any]:
+    return {
+        "names": list(claim.names),
+        "pids": list(claim.pids),
+        "node": claim.node_id,
+        "created_before": claim.created_before,
+    }
+
+
+def _awaited(finish: Finish) -> dict[str, Any]:
+    return dict(zip(sql.AWAITED, (*_ended_row(finish), finish.is_awaited), strict=True))
+
+
+def _copies(c: AsyncConnection, rows: Iterable[Any]) -> Copies:
+    return {row[sql.ID]: functools.partial(task_of, row[: len(COLUMNS)], c.dialect) for row in rows}
 
 
 def _ended_row(finish: Finish) -> tuple[Any, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from sqlalchemy import text
 
 from lilota_async.storage.claimed import CLAIMED_COLUMNS
 from lilota_async.storage.edited import MOST_ATTEMPTS
+from lilota_async.storage.task_row import COLUMNS
 
 CHANNEL = "lilota"
 LOOK = " look"
@@ -19,6 +22,8 @@ NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
 # the one of running rows, each row of the batch would be looked for among all that run.
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
     AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status || '' = 'running'"""
+_COLUMNS = ", ".join(COLUMNS)
+_OWN_COLUMNS = ", ".join(f"task.{name}" for name in COLUMNS)
 _APPLIED = "RETURNING new.id, new.attempt, new.node_id"
 
 
@@ -81,8 +86,7 @@ INSERT_ONE = text(_insert(_one_row(**NEW)))
 
 # The rows are picked first, in their order; the place in it gives each row its pid. Priority by
 # priority, since those that are not due yet stand between those of two priorities.
-CLAIM = text(f"""
-WITH RECURSIVE levels (priority) AS (
+_PICKED = f"""levels (priority) AS (
     SELECT (SELECT priority FROM lilota_task WHERE status = 'pending' AND NOT is_keyed
         ORDER BY priority DESC LIMIT 1)
     UNION ALL
@@ -103,14 +107,15 @@ WITH RECURSIVE levels (priority) AS (
         ) AS level
         LIMIT cardinality(CAST(:pids AS bigint[]))
     ) AS due
-)
+)"""
+_START = f"""
 UPDATE lilota_task AS task SET
     status = 'running', attempts = task.attempts + 1, locked_by = CAST(:node AS uuid),
     pid = (CAST(:pids AS bigint[]))[picked.place],
     start_date_time = {NOW}, end_date_time = NULL, progress_percentage = 0,
     cancel_requested_at = NULL
-FROM picked WHERE task.id = picked.due_id
-RETURNING {CLAIMED_COLUMNS}, pid, place""")
+FROM picked WHERE task.id = picked.due_id"""
+CLAIM = text(f"WITH RECURSIVE {_PICKED} {_START} RETURNING {CLAIMED_COLUMNS}, pid, place")
 
 ENDED = {
     "id": "uuid",
@@ -125,6 +130,7 @@ ENDED = {
     "memory": "bigint",
     "log": "text",
 }
+AWAITED = ENDED | {"is_awaited": "boolean"}
 
 
 def _finish(new: str) -> str:
@@ -140,6 +146,32 @@ WHERE {_FENCE}"""
 
 FINISH = text(_finish(_arrays(**ENDED)))
 FINISH_ONE = text(_finish(_one_row(**ENDED)))
+
+
+def _finish_awaited(new: str) -> str:
+    """The same, which returns those that are awaited, each with the number of all."""
+    return f"""
+WITH ended AS ({_finish(new)} RETURNING {_OWN_COLUMNS}, is_awaited)
+SELECT {_COLUMNS}, (SELECT COUNT(*) FROM ended) FROM ended WHERE is_awaited"""
+
+
+FINISH_AWAITED = text(_finish_awaited(_arrays(**AWAITED)))
+FINISH_ONE_AWAITED = text(_finish_awaited(_one_row(**AWAITED)))
+
+# One that ends and the next that begins, in one commit.
+FINISH_ONE_AND_CLAIM = text(f"""
+WITH RECURSIVE {_PICKED},
+claimed AS ({_START} RETURNING {_OWN_COLUMNS}, place),
+ended AS ({_finish(_one_row(**AWAITED))} RETURNING {_OWN_COLUMNS}, is_awaited),
+known AS (
+    SELECT {_COLUMNS}, place FROM claimed
+    UNION ALL SELECT {_COLUMNS}, NULL FROM ended WHERE is_awaited)
+SELECT known.*, (SELECT COUNT(*) FROM ended) FROM (VALUES (1)) AS one LEFT JOIN known ON TRUE""")
+# Where those three return what.
+ID, ATTEMPTS, PID = map(COLUMNS.index, ("id", "attempts", "pid"))
+PLACE = len(COLUMNS)
+COUNT = -1
+as_claimed = itemgetter(*map(COLUMNS.index, CLAIMED_COLUMNS.split(", ")))
 
 FINISHED = text(f"""
 SELECT new.id, new.attempt, new.node_id FROM lilota_task AS task

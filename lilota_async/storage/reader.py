@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.orm import make_transient_to_detached
-from sqlalchemy.types import TypeDecorator
 
 from lilota_async.models.tables import Task
 from lilota_async.storage.database import Database
 from lilota_async.storage.direct import Direct
 from lilota_async.storage.queries import ask, read, with_ids
+from lilota_async.storage.task_row import COLUMNS, task_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Dialect
     from sqlalchemy.ext.asyncio import AsyncConnection
-    from sqlalchemy.types import TypeEngine
 
 _MOST_READ = 64
-_COLUMNS = tuple(Task.__table__.columns)
-_LONE = text(
-    f"SELECT {', '.join(column.name for column in _COLUMNS)} FROM lilota_task "
-    "WHERE id = CAST(:id AS uuid)"
-)
+_BY_IDS = text(f"SELECT {', '.join(COLUMNS)} FROM lilota_task WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 
 class TaskReader:
@@ -39,7 +31,7 @@ class TaskReader:
         self._database = database
         self._wanted: list[tuple[UUID, asyncio.Future[Task | None]]] = []
         self._reading: asyncio.Task[None] | None = None
-        self._lone = LoneRow() if database.dialect == "postgresql" else None
+        self._direct = Direct() if database.dialect == "postgresql" else None
 
     async def read(self, task_id: UUID) -> Task | None:
         """The task as it is now, for this caller alone, or None."""
@@ -66,9 +58,9 @@ class TaskReader:
                     wanted.set_result(found.get(task_id))
 
     async def _tasks(self, ids: list[UUID]) -> list[Task]:
-        lone = self._lone
-        if lone is not None and len(ids) == 1:
-            return await ask(self._database, lambda c: lone.find(c, ids[0]))
+        direct = self._direct
+        if direct is not None:
+            return await ask(self._database, lambda c: _find(direct, c, ids))
         return [row[0] for row in await read(self._database, with_ids(ids))]
 
     def _take(self) -> dict[UUID, asyncio.Future[Task | None]]:
@@ -83,35 +75,5 @@ class TaskReader:
         return batch
 
 
-class LoneRow:
-    """One task by its id on PostgreSQL, where the ORM takes longer to read it than the server."""
-
-    def __init__(self) -> None:
-        self._direct = Direct()
-
-    async def find(self, c: AsyncConnection, task_id: UUID) -> list[Task]:
-        """The task as the ORM would give it, detached; or nothing."""
-        rows = await self._direct.rows(c, _LONE, {"id": task_id})
-        return [_task_of(row, c.dialect) for row in rows]
-
-
-def _task_of(row: Any, dialect: Dialect) -> Task:
-    task = Task()
-    # Where attributes are kept; set one by one, thirty of them take as long as the statement.
-    vars(task).update(
-        (name, decode(value, dialect) if decode else value)
-        for (name, decode), value in zip(_DECODERS, row, strict=True)
-    )
-    make_transient_to_detached(task)
-    return task
-
-
-def _decoder(kind: TypeEngine[Any]) -> Callable[[Any, Dialect], Any] | None:
-    """What a type of ours makes of the driver's value, which is that of PostgreSQL's own type."""
-    if type(kind).__dict__.get("process_result_value") is None:
-        return None
-    assert isinstance(kind, TypeDecorator)
-    return kind.process_result_value
-
-
-_DECODERS = [(column.key, _decoder(column.type)) for column in _COLUMNS]
+async def _find(direct: Direct, c: AsyncConnection, ids: list[UUID]) -> list[Task]:
+    return [task_of(row, c.dialect) for row in await direct.rows(c, _BY_IDS, {"ids": ids})]

@@ -31,6 +31,7 @@ from lilota_async.storage.transitions import (
     NewTask,
     Report,
     Requeue,
+    Written,
 )
 from lilota_async.storage.uniqueness import UniqueKeys
 
@@ -94,12 +95,19 @@ class Store(LeaseStore):
         """pending -> failed, for rows that no attempt can be made of."""
 
     @abstractmethod
-    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
+    async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> Sequence[Written]:
         """running -> completed, failed or cancelled; False for those fenced off.
 
         True also when the same attempt has ended with the same status before, as in a retry
         after the answer of a COMMIT was lost.
         """
+
+    async def finish_and_claim(
+        self, c: AsyncConnection, finish: Finish, claim: Claim
+    ) -> tuple[Written, list[ClaimedTask]]:
+        """Both, as one ends and the next begins."""
+        (written,) = await self.finish(c, [finish])
+        return written, await self.claim(c, claim)
 
     @abstractmethod
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:

@@ -5,14 +5,18 @@ Structs, since making a frozen dataclass takes ten times as long, and each task 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
 
 from lilota_async.models.rates import Rate
 from lilota_async.models.values import TaskId, TaskStatus
+
+if TYPE_CHECKING:
+    from lilota_async.models.tables import Task
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -180,7 +184,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """running -> completed, failed or cancelled. `progress` None keeps the row's own.
 
-    `children` are inserted in the same transaction.
+    `children` are inserted in the same transaction. `is_awaited`: somebody wants the row.
     """
 
     attempt: Attempt
@@ -191,6 +195,11 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failures: str | None = None
     cost: Cost = Cost()
     children: tuple[Dependent, ...] = ()
+    is_awaited: bool = False
+
+
+Written = bool | Callable[[], "Task"]
+"""Whether it was; of the end that is awaited, where that costs nothing, a copy of the task."""
 
 
 class Requeue(msgspec.Struct, frozen=True, kw_only=True, gc=False):

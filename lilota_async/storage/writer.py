@@ -33,11 +33,13 @@ from lilota_async.storage.transitions import (
     NewTask,
     Report,
     Requeue,
+    Written,
 )
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+Tell = Callable[[Written, Exception | None], None]
 T = TypeVar("T")
 
 _logger = logging.getLogger("lilota_async")
@@ -164,7 +166,7 @@ class Writer:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("Claimed", await self._submit(self._operation(Kind.CLAIM, choose)))
 
-    def end(self, end: Finish | Requeue, tell: Callable[[bool, Exception | None], None]) -> None:
+    def end(self, end: Finish | Requeue, tell: Tell) -> None:
         """Write the end of an attempt; `tell` is called with what came of that.
 
         That is False when the attempt is fenced off, or an error: NotRunning or a StoreError.

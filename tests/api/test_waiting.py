@@ -19,6 +19,7 @@ from lilota_async import (
     TaskStatus,
 )
 from lilota_async.errors import ConfigurationError, NotRunning, TaskNotFound
+from lilota_async.storage.reader import TaskReader
 from tests.api.support import DEADLINE, MakeLilota, marked, row, until
 from tests.api.tasks import (
     AddInput,
@@ -68,6 +69,30 @@ async def test_result_here_and_elsewhere(pair: list[Lilota]) -> None:
     task_id = await pair[1].schedule(add, AddInput(2, 3))
     for lilota in pair:
         assert await lilota.result(task_id) == AddOutput(5)
+
+
+async def test_a_result_of_this_node_is_not_read_back(
+    pair: list[Lilota], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node has it already; and PostgreSQL gives the row of wait() as it is written."""
+    lilota = pair[0]
+    task_id = await lilota.schedule(hold, str(directory))
+    await marked(directory)
+    reads: list[Any] = []
+    read = TaskReader.read
+
+    def noted(self: TaskReader, task_id: Any) -> Any:
+        reads.append(task_id)
+        return read(self, task_id)
+
+    monkeypatch.setattr(TaskReader, "read", noted)
+    result = asyncio.create_task(lilota.result(task_id))
+    task = asyncio.create_task(lilota.wait(task_id))
+    await asyncio.sleep(0)
+    (directory / "release").touch()
+    assert (await result, (await task).output) == ("released", "released")
+    dialect = lilota._database().dialect
+    assert len(reads) == (0 if dialect == "postgresql" else 1)
 
 
 async def test_result_of_a_failed_task(pair: list[Lilota]) -> None:

@@ -60,7 +60,8 @@ def _plant_before_commit(method: str, hit: Callable[[], None]) -> None:
     from lilota_async.storage.rows import RowStore
 
     _patch(RowStore, method, hit, when=bool)  # written, and not committed
-    _patch(PostgresqlStore, method, hit, before=True)  # one statement, its own commit
+    for each in (method, "finish_and_claim"):  # one statement, its own commit
+        _patch(PostgresqlStore, each, hit, before=True)
 
 
 def _plant_after_claim(hit: Callable[[], None]) -> None:
@@ -75,7 +76,7 @@ def _plant_after_finish(hit: Callable[[], None]) -> None:
     end = Writer.end
 
     def patched(self: Writer, value: Any, tell: Any) -> None:
-        def told(written: bool, error: Exception | None) -> None:
+        def told(written: Any, error: Exception | None) -> None:
             tell(written, error)
             if written:
                 hit()

@@ -26,6 +26,7 @@ from lilota_async.storage.transitions import (
     NewTask,
     NodeRecord,
     Requeue,
+    Written,
 )
 from lilota_async.storage.writer import Writer
 
@@ -41,11 +42,11 @@ async def transacting(database: Database) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-def ended(writer: Writer, end: Finish | Requeue) -> asyncio.Future[bool]:
+def ended(writer: Writer, end: Finish | Requeue) -> asyncio.Future[Written]:
     """Write the end of an attempt; the future is whether it was written."""
-    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
 
-    def told(written: bool, error: Exception | None) -> None:
+    def told(written: Written, error: Exception | None) -> None:
         if error is None:
             future.set_result(written)
         else:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from lilota_async.models import TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Attempt, Cost, Finish, Report, Requeue
+from lilota_async.storage.transitions import Attempt, Cost, Finish, Report, Requeue, Written
 from tests.storage.support import (
     OTHER_NODE,
     claim,
@@ -28,10 +28,10 @@ def fenced_off(attempt: Attempt) -> list[Attempt]:
     return [replace(attempt, number=attempt.number + 1), replace(attempt, node_id=OTHER_NODE)]
 
 
-async def finish(database: Database, store: Store, *finishes: Finish) -> list[bool]:
+async def finish(database: Database, store: Store, *finishes: Finish) -> list[Written]:
     """Finish in a transaction."""
     async with transacting(database) as connection:
-        return await store.finish(connection, finishes)
+        return list(await store.finish(connection, finishes))
 
 
 async def requeue(database: Database, store: Store, *requeues: Requeue) -> list[bool]:

@@ -7,11 +7,11 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
-from lilota_async.models import TaskStatus
+from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
-from lilota_async.storage.postgresql_sql import CLAIM
+from lilota_async.storage.postgresql_sql import AWAITED, CLAIM, FINISH_ONE_AND_CLAIM
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, ClaimedTask
 from tests.storage.support import (
@@ -159,10 +159,11 @@ async def test_claim_reads_the_index_of_pending_rows(database: Database, store: 
     await raw(database, "ANALYZE lilota_task")
     pending = [new_task() for _ in range(3000)]
     await insert(database, store, pending)  # the statistics know of 20
-    lines = await _explained(database, store, "EXPLAIN")
-    assert "ix_lilota_task_pending" in lines
-    assert "Seq Scan" not in lines
-    assert "Sort" not in lines
+    for statement in (CLAIM, FINISH_ONE_AND_CLAIM):
+        lines = await _explained(database, store, "EXPLAIN", statement)
+        assert "ix_lilota_task_pending" in lines
+        assert "Seq Scan" not in lines
+        assert "Sort" not in lines
 
 
 async def test_what_is_not_due_yet_is_not_read_by_a_claim(database: Database, store: Store) -> None:
@@ -185,12 +186,15 @@ async def test_what_is_not_due_yet_is_not_read_by_a_claim(database: Database, st
     assert pages < 100, lines  # the index of them all has some hundreds
 
 
-async def _explained(database: Database, store: Store, explain: str) -> str:
-    """The plan of PostgreSQL's own statement for a claim, as the writer's connection has it."""
+async def _explained(
+    database: Database, store: Store, explain: str, statement: TextClause = CLAIM
+) -> str:
+    """The plan of a statement of PostgreSQL that claims, as the writer's connection has it."""
+    end = dict.fromkeys(AWAITED) | {"id": TaskId(), "attempt": 1, "status": "completed"}
     async with transacting(database) as connection:
         await store.prepare(connection)  # a reserved connection's, which is dropped after the test
         plan = await connection.execute(
-            text(f"{explain} {CLAIM.text}"),
-            {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
+            text(f"{explain} {statement.text}"),
+            end | {"names": ["add"], "pids": [1, 2], "node": NODE, "created_before": None},
         )
         return "\n".join(row[0] for row in plan.all())
