@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_CHUNK = 1000
 CHARACTERS_PER_CHUNK = 4_000_000
-ENCODED_AT_ONCE = 100  # so that others on the loop wait for a millisecond or so
+AT_ONCE = 100  # so that others on the loop wait for a millisecond or so
 
 Inputs: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 Insert: TypeAlias = Callable[["list[NewTask]", int], Coroutine[Any, Any, None]]
@@ -65,8 +73,9 @@ class _Batch:
     async def write(self, chunks: AsyncIterator[tuple[NewTask, _Chunk]]) -> list[TaskId[Any]]:
         try:
             async for prototype, chunk in chunks:
+                rows = await _rows(prototype, chunk)
                 await self._finish()
-                self._begin(prototype, chunk)
+                self._begin(rows)
                 if not self._commits:
                     await self._finish()
             await self._finish()
@@ -77,9 +86,7 @@ class _Batch:
                 self._writing.cancel()
         return self._written
 
-    def _begin(self, prototype: NewTask, chunk: _Chunk) -> None:
-        replace = msgspec.structs.replace
-        rows = [replace(prototype, id=TaskId(), input=each) for each in chunk]
+    def _begin(self, rows: list[NewTask]) -> None:
         self._left -= len(rows)
         self._ids = [row.id for row in rows]
         self._writing = asyncio.create_task(self._insert(rows, max(0, self._left)))
@@ -99,6 +106,15 @@ class _Batch:
         if self._commits and self._written:
             return PartlyScheduled(self._written, error)
         return error
+
+
+async def _rows(prototype: NewTask, chunk: _Chunk) -> list[NewTask]:
+    replace = msgspec.structs.replace
+    rows: list[NewTask] = []
+    for some in _pieces(chunk):
+        rows += [replace(prototype, id=TaskId(), input=each) for each in some]
+        await asyncio.sleep(0)  # the chunk before is on its way meanwhile
+    return rows
 
 
 async def _encoded(
@@ -131,15 +147,20 @@ async def _slices(inputs: Inputs) -> AsyncIterator[list[Any]]:
         some: list[Any] = []
         async for each in inputs:
             some.append(each)
-            if len(some) == ENCODED_AT_ONCE:
+            if len(some) == AT_ONCE:
                 yield some
                 some = []
         yield some
         return
-    iterator = iter(inputs)
-    while some := list(islice(iterator, ENCODED_AT_ONCE)):
+    for some in _pieces(inputs):
         yield some
         await asyncio.sleep(0)  # the loop has others to serve
+
+
+def _pieces(inputs: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(inputs)
+    while some := list(islice(iterator, AT_ONCE)):
+        yield some
 
 
 async def _each(

@@ -118,18 +118,21 @@ class Tasks(Records):
         limit = None if timeout is None else checked_duration("timeout", timeout)
         async with asyncio.timeout(limit):
             end = await self._end(task_id, needs_row=False)
+        output: Any
         if isinstance(end, LocalEnd):
-            return self._output(end.name, end.finish.output or "null")  # type: ignore[no-any-return]
-        if end.status is TaskStatus.FAILED:
+            output = self._decoded(end.name, end.finish.output or "null")
+        elif end.status is TaskStatus.FAILED:
             raise TaskFailed(end)
-        if end.status is TaskStatus.CANCELLED:
+        elif end.status is TaskStatus.CANCELLED:
             raise TaskCancelled(end)
-        if end.name not in self._registry:
-            return end.output  # type: ignore[no-any-return]
-        return self._output(end.name, msgspec.json.encode(end.output))  # type: ignore[no-any-return]
+        elif end.name in self._registry:
+            output = self._decoded(end.name, msgspec.json.encode(end.output))
+        else:
+            output = end.output
+        return output  # type: ignore[no-any-return]
 
-    def _output(self, name: str, text: bytes | str) -> Any:
-        return self._registry[name].resolve().output.decode(text)
+    def _decoded(self, name: str, output: bytes | str) -> Any:
+        return self._registry[name].resolve().output.decode(output)
 
     async def cancel(self, task_id: UUID, timeout: Duration | None = None) -> bool:
         """Stop the task, on whichever node it runs. True: it is cancelled, and its process gone.

@@ -113,6 +113,8 @@ class Dispatcher:
 
     def on_inserted(self, tasks: Sequence[NewTask]) -> None:
         """New rows are there, as far as is known."""
+        if not self._pools:
+            return
         self.limits.note_inserted(tasks)
         if any(task.run_at is not None for task in tasks):
             self.look()  # only the database knows how long that is

@@ -212,12 +212,7 @@ class RunningAttempts:
             del self._unstarted[task_id]
         return Requeue(attempt=claimed.attempt, counted=counted)
 
-    def tell(
-        self,
-        task_id: TaskId[Any],
-        status: TaskStatus,
-        end: LocalEnd | None = None,
-    ) -> None:
+    def tell(self, task_id: TaskId[Any], status: TaskStatus, end: LocalEnd | None = None) -> None:
         """Tell those who wait for the task that it has this status now."""
         if self._events.is_watched(task_id):
             progress = 0 if end is None else end.finish.progress or 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -70,15 +69,19 @@ class Turns:
 
     def next(self, queue: Sequence[Operation]) -> frozenset[Kind]:
         """The kinds that are next, of those that wait."""
-        waiting = Counter(operation.kind for operation in queue)
+        waiting = {operation.kind for operation in queue}
         for step in range(1, len(self._ORDER) + 1):
             turn = (self._last + step) % len(self._ORDER)
             kinds = self._ORDER[turn]
             if not kinds.isdisjoint(waiting):
                 self._last = turn
-                is_pair = waiting[Kind.FINISH] == 1 and kinds & waiting.keys() < _PAIR
-                return _PAIR if is_pair and waiting[Kind.CLAIM] else kinds
+                may_pair = waiting >= _PAIR and kinds & waiting < _PAIR
+                return _PAIR if may_pair and _is_lone_end(queue) else kinds
         return ALL_KINDS
+
+
+def _is_lone_end(queue: Sequence[Operation]) -> bool:
+    return sum(operation.kind is Kind.FINISH for operation in queue) == 1
 
 
 class AllAtOnce:

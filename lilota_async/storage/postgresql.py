@@ -223,11 +223,16 @@ class PostgresqlStore(Store):
 
 
 def _columns(names: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """The columns, empty where they hold nothing: `unnest` pads them, and the driver saves work."""
-    return {
-        name: [] if values.count(None) == len(values) else list(values)
-        for name, values in zip(names, zip(*rows, strict=True), strict=True)
-    }
+    """The columns as arrays, as short as can be: the driver takes long for each value."""
+    ids, *others = zip(*rows, strict=True)
+    return dict(zip(names, (list(ids), *map(_shortened, others)), strict=True))
+
+
+def _shortened(values: tuple[Any, ...]) -> list[Any]:
+    first = values[0]
+    if values.count(first) < len(values):
+        return list(values)
+    return [] if first is None else [first]
 
 
 def _new_row(task: NewTask) -> tuple[Any, ...]:
@@ -290,7 +295,7 @@ def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         "id": [attempt.id for attempt in attempts],
         "attempt": [attempt.number for attempt in attempts],
-        "node_id": [attempt.node_id for attempt in attempts],
+        "owner": [attempt.node_id for attempt in attempts],
     }
 
 

@@ -21,16 +21,25 @@ NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
 # By primary key, one row each. Owner and status are written so that no index fits them: through
 # the one of running rows, each row of the batch would be looked for among all that run.
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
-    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status || '' = 'running'"""
+    AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status || '' = 'running'"""
 _COLUMNS = ", ".join(COLUMNS)
 _OWN_COLUMNS = ", ".join(f"task.{name}" for name in COLUMNS)
-_APPLIED = "RETURNING new.id, new.attempt, new.node_id"
+_APPLIED = "RETURNING new.id, new.attempt, new.owner"
 
 
 def _arrays(**columns: str) -> str:
-    """`unnest` of one array for each column, named `new`."""
-    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
-    return f"unnest({arrays}) AS new ({', '.join(columns)})"
+    """`unnest` of one array for each column, named `new`; the first one tells how many rows.
+
+    Of the others, an array of one is the value of all rows, and an empty one NULL for all.
+    """
+    arrays = {name: f"CAST(:{name} AS {kind}[])" for name, kind in columns.items()}
+    first, *others = columns
+    values = ", ".join(
+        f"CASE WHEN cardinality({arrays[name]}) = 1 THEN ({arrays[name]})[1] ELSE {name} END {name}"
+        for name in others
+    )
+    unnested = f"unnest({', '.join(arrays.values())}) AS given ({', '.join(columns)})"
+    return f"(SELECT {first}, {values} FROM {unnested}) AS new"
 
 
 def _one_row(**columns: str) -> str:
@@ -120,7 +129,7 @@ CLAIM = text(f"WITH RECURSIVE {_PICKED} {_START} RETURNING {CLAIMED_COLUMNS}, pi
 ENDED = {
     "id": "uuid",
     "attempt": "integer",
-    "node_id": "uuid",
+    "owner": "uuid",
     "status": "text",
     "progress": "integer",
     "output": "text",
@@ -174,10 +183,10 @@ COUNT = -1
 as_claimed = itemgetter(*map(COLUMNS.index, CLAIMED_COLUMNS.split(", ")))
 
 FINISHED = text(f"""
-SELECT new.id, new.attempt, new.node_id FROM lilota_task AS task
-JOIN {_arrays(id="uuid", attempt="integer", node_id="uuid", status="text")}
+SELECT new.id, new.attempt, new.owner FROM lilota_task AS task
+JOIN {_arrays(id="uuid", attempt="integer", owner="uuid", status="text")}
 ON task.id = new.id AND task.attempts = new.attempt
-    AND task.locked_by IS NOT DISTINCT FROM new.node_id AND task.status = new.status""")
+    AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status = new.status""")
 
 REQUEUE = text(f"""
 UPDATE lilota_task AS task SET
@@ -195,7 +204,7 @@ FROM {
     _arrays(
         id="uuid",
         attempt="integer",
-        node_id="uuid",
+        owner="uuid",
         delay="float8",
         uncounted="integer",
         extra="integer",
@@ -213,7 +222,7 @@ REPORT = text(f"""
 UPDATE lilota_task AS task SET
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     checkpoint = COALESCE(new.checkpoint, task.checkpoint)
-FROM {_arrays(id="uuid", attempt="integer", node_id="uuid", progress="integer", checkpoint="text")}
+FROM {_arrays(id="uuid", attempt="integer", owner="uuid", progress="integer", checkpoint="text")}
 WHERE {_FENCE}
 {_APPLIED}""")
 

@@ -300,10 +300,8 @@ class Writer:
             operation.sent = True
         committing = is_single = is_one_statement(self._store, batch)
 
-        async def write() -> list[Any]:
+        async def transact() -> list[Any]:
             nonlocal committing
-            if is_single:
-                return await apply(self._store, connection, batch)
             await begin(connection)
             outcomes = await apply(self._store, connection, batch)
             committing = True
@@ -311,7 +309,8 @@ class Writer:
             return outcomes
 
         try:
-            return await in_one_go(connection, write())
+            work = apply(self._store, connection, batch) if is_single else transact()
+            return await in_one_go(connection, work)
         except asyncio.CancelledError:
             for operation in batch:
                 operation.in_doubt = True  # a thread or a server may go on with it
