@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from lilota_async.errors import ConfigurationError
@@ -19,9 +19,7 @@ from lilota_async.options import (
 )
 from lilota_async.records import checked_id
 from lilota_async.registry import RegisteredTask, encode_tags
-
-if TYPE_CHECKING:
-    from lilota_async.storage.transitions import Dependent, NewTask
+from lilota_async.storage.transitions import Dependent, NewTask
 
 LONGEST_SECONDS = 100 * 365 * 86_400.0
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all the same
@@ -43,8 +41,6 @@ def new_task(
     task_id: TaskId[Any] | None = None,
 ) -> NewTask:
     """The row of a task; ConfigurationError or InvalidInput where there can be none."""
-    from lilota_async.storage.transitions import NewTask
-
     settings = registered.settings
     delay_seconds, run_at = checked_due(delay, run_at)
     unique_key, unique_seconds = checked_uniqueness(unique_key, unique_for)
@@ -98,8 +94,6 @@ def checked_span(name: str, duration: Duration) -> float:
 
 def waiting(task: NewTask, after: Iterable[UUID], if_failed: IfFailed) -> Dependent:
     """The row, to wait for others; ConfigurationError where that has no end."""
-    from lilota_async.storage.transitions import Dependent
-
     check_choice("if_failed", if_failed, IfFailed)
     ids = checked_after(after)
     if task.unique_key is not None:

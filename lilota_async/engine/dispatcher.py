@@ -319,7 +319,8 @@ class Dispatcher:
         self._begin_all(places, claimed.tasks)
         if places and len(claimed.tasks) == len(places):
             self._unclaimed.add(kind)  # there may be more
-            self._wake.set()
+            if self._free_places(kind):
+                self._wake.set()
         return not claimed.tasks and not claimed.waits and kind not in self._unclaimed
 
     def _names_of(self, kind: str) -> tuple[str, ...]:

@@ -123,6 +123,8 @@ class Events:
 
     def needs_row(self, task_id: TaskId[Any]) -> bool:
         """Whether anyone of them would read the row at its end."""
+        if not self._subscriptions:  # mostly nobody waits
+            return False
         return any(each.needs_row for each in self._subscriptions.get(task_id, ()))
 
     def publish(self, event: TaskEvent, end: LocalEnd | None = None) -> None:

@@ -157,11 +157,12 @@ class RunningAttempts:
             self._forget(attempt, None)
         else:
             status = _status_after(transition)
+            task_id = attempt.claimed.attempt.id
             end = None
-            if isinstance(transition, Finish):
+            if isinstance(transition, Finish) and self._events.is_watched(task_id):
                 copy = written if callable(written) else None
                 end = LocalEnd(attempt.claimed.name, transition, copy)
-            self.tell(attempt.claimed.attempt.id, status, end)
+            self.tell(task_id, status, end)
             if isinstance(transition, Finish) and (
                 transition.children or self._dependencies.in_use
             ):

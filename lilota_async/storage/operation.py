@@ -187,14 +187,8 @@ def _new_tasks(kind: Kind, value: Any) -> Sequence[NewTask]:
 
 def payload_size(kind: Kind, value: Any) -> int:
     """About how many characters the operation sends."""
-    if kind in (Kind.INSERT, Kind.ADMIT):
-        return _size_of_tasks(_new_tasks(kind, value))
-    if kind is Kind.REPORT:
-        return len(value.checkpoint or "")
-    if kind is Kind.FINISH:
-        children = _size_of_tasks([child.task for child in value.children])
-        return len(value.output or "") + children + _size_of_failure(value)
-    return _size_of_failure(value) if kind is Kind.REQUEUE else 0
+    measure = _SIZES.get(kind)
+    return 0 if measure is None else measure(value)
 
 
 def _size_of_tasks(tasks: Sequence[NewTask]) -> int:
@@ -204,5 +198,21 @@ def _size_of_tasks(tasks: Sequence[NewTask]) -> int:
     return size
 
 
-def _size_of_failure(value: Finish | Requeue) -> int:
-    return len(value.exception or "") + len(value.failures or "") + len(value.cost.log or "")
+def _size_of_finish(finish: Finish) -> int:
+    size = len(finish.output or "") + _size_of_failure(finish)
+    if finish.children:
+        size += _size_of_tasks([child.task for child in finish.children])
+    return size
+
+
+def _size_of_failure(end: Finish | Requeue) -> int:
+    return len(end.exception or "") + len(end.failures or "") + len(end.cost.log or "")
+
+
+_SIZES: dict[Kind, Callable[[Any], int]] = {
+    Kind.ADMIT: lambda insert: _size_of_tasks(insert.tasks),
+    Kind.INSERT: _size_of_tasks,
+    Kind.REPORT: lambda report: len(report.checkpoint or ""),
+    Kind.FINISH: _size_of_finish,
+    Kind.REQUEUE: _size_of_failure,
+}

@@ -245,7 +245,7 @@ class Writer:
                 self._flushing_since = None
             is_claim = any(operation.kind is Kind.CLAIM for operation in self._in_flight)
             self._in_flight = []
-            if is_claim:
+            if is_claim and self._queue:
                 await asyncio.sleep(0)  # what it brought tells where the next rows find a place
 
     async def _flush(self, batch: list[Operation], tries: int = 1) -> None:
