@@ -49,30 +49,21 @@ def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
 
 
 class Turns:
-    """Whose turn it is, where a batch of one kind is one statement and needs no transaction.
+    """Whose turn it is, among sets of kinds that follow each other in the store's order.
 
-    The kinds follow each other in their order, so that none waits for more than one of each
-    other. Reports go with the ends of attempts, which they must not come after.
+    So none waits for more than one of each other.
     """
 
-    _ORDER = (
-        frozenset({Kind.ADMIT}),
-        frozenset({Kind.INSERT}),
-        frozenset({Kind.REPORT, Kind.FINISH, Kind.REQUEUE}),
-        frozenset({Kind.EXECUTE}),
-        frozenset({Kind.LOOK}),
-        frozenset({Kind.CLAIM}),
-    )
-
-    def __init__(self) -> None:
+    def __init__(self, order: Sequence[frozenset[Kind]]) -> None:
+        self._order = order
         self._last = 0
 
     def next(self, queue: Sequence[Operation]) -> frozenset[Kind]:
         """The kinds that are next, of those that wait."""
         waiting = {operation.kind for operation in queue}
-        for step in range(1, len(self._ORDER) + 1):
-            turn = (self._last + step) % len(self._ORDER)
-            kinds = self._ORDER[turn]
+        for step in range(1, len(self._order) + 1):
+            turn = (self._last + step) % len(self._order)
+            kinds = self._order[turn]
             if not kinds.isdisjoint(waiting):
                 self._last = turn
                 may_pair = waiting >= _PAIR and kinds & waiting < _PAIR
@@ -82,13 +73,6 @@ class Turns:
 
 def _is_lone_end(queue: Sequence[Operation]) -> bool:
     return sum(operation.kind is Kind.FINISH for operation in queue) == 1
-
-
-class AllAtOnce:
-    """Whose turn it is, where a batch of any kinds is one transaction."""
-
-    def next(self, _queue: Sequence[Operation]) -> frozenset[Kind]:
-        return ALL_KINDS
 
 
 _PAIR = frozenset({Kind.FINISH, Kind.CLAIM})
@@ -102,18 +86,12 @@ def is_pair(batch: Sequence[Operation]) -> bool:
     return isinstance(first, Finish) and not first.children and isinstance(second, Claim)
 
 
-def is_one_statement(store: Store, batch: Sequence[Operation]) -> bool:
+def is_atomic(store: Store, batch: Sequence[Operation]) -> bool:
     """Whether the store needs no BEGIN and COMMIT for the batch, which is sorted."""
     first, last = batch[0].kind, batch[-1].kind
-    if not store.one_statement_batches or is_pair(batch):
-        return store.one_statement_batches
-    return (
-        first is last
-        and first not in (Kind.ADMIT, Kind.EXECUTE)
-        and not (first is Kind.FINISH and any(each.value.children for each in batch))
-        and (first not in (Kind.LOOK, Kind.CLAIM) or len(batch) == 1)
-        and not isinstance(batch[0].value, LimitedClaim)
-    )
+    if first is not last:
+        return store.has_statement_for_pairs and is_pair(batch)
+    return store.is_atomic(first, [operation.value for operation in batch])
 
 
 async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) -> list[Any]:

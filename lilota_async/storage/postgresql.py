@@ -15,6 +15,7 @@ from lilota_async.storage.claimed import claimed
 from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.direct import Direct
 from lilota_async.storage.leases import live_nodes
+from lilota_async.storage.operation import Kind
 from lilota_async.storage.store import (
     Store,
     in_order_of_keys,
@@ -26,6 +27,7 @@ from lilota_async.storage.transitions import (
     Claim,
     ClaimedTask,
     Finish,
+    LimitedClaim,
     NewTask,
     Renewal,
     Report,
@@ -68,7 +70,23 @@ class PostgresqlDialect(Dialect):
 class PostgresqlStore(Store):
     """Works through asyncpg and through psycopg alike."""
 
-    one_statement_batches = True
+    turns = (
+        frozenset({Kind.ADMIT}),
+        frozenset({Kind.INSERT}),
+        # Reports go with the ends of attempts, which they must not come after.
+        frozenset({Kind.REPORT, Kind.FINISH, Kind.REQUEUE}),
+        frozenset({Kind.EXECUTE}),
+        frozenset({Kind.LOOK}),
+        frozenset({Kind.CLAIM}),
+    )
+    has_statement_for_pairs = True
+
+    def is_atomic(self, kind: Kind, values: Sequence[Any]) -> bool:
+        if kind is Kind.FINISH:
+            return not any(finish.children for finish in values)
+        if kind in (Kind.LOOK, Kind.CLAIM):
+            return len(values) == 1 and not isinstance(values[0], LimitedClaim)
+        return kind not in (Kind.ADMIT, Kind.EXECUTE)
 
     async def prepare(self, c: AsyncConnection) -> None:
         for setting in sql.SETTINGS:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from lilota_async.models.values import TaskId
 from lilota_async.storage import sqlite_sql as sql
+from lilota_async.storage.operation import ALL_KINDS, Kind
 from lilota_async.storage.rows import RowDialect, RowStore
 from lilota_async.storage.transitions import Finish, NewTask
 
@@ -49,6 +50,18 @@ class SqliteDialect(RowDialect):
 
 class SqliteStore(RowStore):
     """The embedded default."""
+
+    # While new rows are written, what has ended is told, and the other way round.
+    turns = (
+        frozenset({Kind.ADMIT}),
+        frozenset({Kind.INSERT}),
+        ALL_KINDS - {Kind.ADMIT, Kind.INSERT},
+    )
+
+    def is_atomic(self, kind: Kind, values: Sequence[Any]) -> bool:
+        if kind is Kind.INSERT:
+            return all(task.unique_key is None for tasks in values for task in tasks)
+        return kind is Kind.FINISH and not any(finish.children for finish in values)
 
     def __init__(self) -> None:
         super().__init__(SqliteDialect())

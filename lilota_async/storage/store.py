@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import msgspec
@@ -23,6 +23,7 @@ from lilota_async.storage.dialect import Dialect
 from lilota_async.storage.leases import LeaseStore, as_uuid
 from lilota_async.storage.limited import Limits
 from lilota_async.storage.lookahead import next_due
+from lilota_async.storage.operation import ALL_KINDS, Kind
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -46,8 +47,10 @@ KEPT_FAILURES = 20
 class Store(LeaseStore):
     """The transitions that need no batches, and the names of those that do."""
 
-    one_statement_batches = False
-    """Whether a batch is one statement, atomic without a transaction around it."""
+    turns: ClassVar[tuple[frozenset[Kind], ...]] = (ALL_KINDS,)
+    """The kinds that the writer gives it together; those of one turn are one transaction."""
+    has_statement_for_pairs = False
+    """Whether `finish_and_claim()` is one statement, atomic without a transaction around it."""
 
     origin = ""
     """What the notifications of this node carry: it does not listen to itself."""
@@ -67,6 +70,10 @@ class Store(LeaseStore):
             .columns(id=TaskIdType)
         )
         self._clock = text(f"SELECT {dialect.now} AS now").columns(now=UtcDateTime)
+
+    def is_atomic(self, kind: Kind, values: Sequence[Any]) -> bool:
+        """Whether a batch of one kind is one statement, atomic without a transaction around it."""
+        return False
 
     async def prepare(self, c: AsyncConnection) -> None:
         """Make the settings of the writer's own connection."""

@@ -16,7 +16,7 @@ import anyio
 
 from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import AllAtOnce, Turns, apply, is_one_statement, take
+from lilota_async.storage.batch import Turns, apply, is_atomic, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
@@ -70,7 +70,7 @@ class Writer:
         self._link = Link(database, store.prepare)
         self._loop = asyncio.get_running_loop()
         self._queue: list[Operation] = []
-        self._turns = Turns() if store.one_statement_batches else AllAtOnce()
+        self._turns = Turns(store.turns)
         self._in_flight: list[Operation] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -298,7 +298,7 @@ class Writer:
         self.flushes += 1
         for operation in batch:
             operation.sent = True
-        committing = is_single = is_one_statement(self._store, batch)
+        committing = is_single = is_atomic(self._store, batch)
 
         async def transact() -> list[Any]:
             nonlocal committing

@@ -18,6 +18,7 @@ from lilota_async.errors import ScheduleUnknown, StoreError, StoreUnavailable
 from lilota_async.models import TaskStatus
 from lilota_async.storage.database import Database, begin, rollback
 from lilota_async.storage.migrate import migrate
+from lilota_async.storage.operation import Kind
 from lilota_async.storage.queries import get_task, get_tasks
 from lilota_async.storage.store import Store
 from lilota_async.storage.stores import create_store
@@ -174,7 +175,7 @@ async def test_an_answer_stays_lost(database_url: str) -> None:
         setting.proxy.mute()
         inserting = asyncio.ensure_future(setting.writer.insert([new_task()]))
         # A flush of more than one statement is muted at its BEGIN, and in no doubt.
-        one_statement = setting.store.one_statement_batches
+        one_statement = setting.store.is_atomic(Kind.INSERT, [[new_task()]])
         with anyio.fail_after(5):
             await setting.proxy.swallowed.wait()
             await setting.proxy.cut()
