@@ -363,3 +363,25 @@ async def test_nothing_is_left_after_stop(
     assert after[1] <= threads + 1  # asyncio's own pool for files and names may grow by one
     children = psutil.Process().children(recursive=True)
     assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
+
+
+async def test_a_full_collection_that_is_nearly_due_comes_with_the_start(
+    make_lilota: MakeLilota,
+) -> None:
+    """Not later, when it would stop the event loop in the midst of its work."""
+    full: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            full.append(1)
+
+    for younger, expected in ((0, 0), (gc.get_threshold()[2] - 1, 1)):
+        gc.collect()
+        for _ in range(younger):
+            gc.collect(1)
+        gc.callbacks.append(note)
+        try:
+            async with make_lilota(number_of_processes=0):
+                assert len(full) == expected
+        finally:
+            gc.callbacks.remove(note)

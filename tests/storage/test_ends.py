@@ -186,3 +186,35 @@ async def test_an_end_that_the_database_refuses_beside_a_claim(
     with pytest.raises(ValueError, match="refused"):
         await ended(writer, completed(attempt))
     assert [each.attempt.id for each in (await claiming).tasks] == [task.id]
+
+
+async def test_values_that_rows_share_and_values_that_they_do_not(
+    database: Database, store: Store
+) -> None:
+    """In one batch: what is the same in all of them, in some of them, or in none."""
+    tasks = [
+        new_task(priority=3, tags=tags, timeout_seconds=2.0, input=content)
+        for tags, content in ((None, "1"), ('["x"]', "1"), (None, "1"))
+    ]
+    await insert(database, store, tasks)
+    rows = [await row_of(database, task.id) for task in tasks]
+    assert [(row.priority, row.tags, row.timeout_seconds, row.input) for row in rows] == [
+        (3, None, 2.0, 1),
+        (3, ["x"], 2.0, 1),
+        (3, None, 2.0, 1),
+    ]
+    attempts = [task.attempt for task in await claim(database, store)]
+    ends = [
+        replace(completed(attempt, is_awaited=False), progress=progress, exception=exception)
+        for attempt, progress, exception in zip(
+            attempts, (None, 40, None), (None, None, '{"kind":"error"}'), strict=True
+        )
+    ]
+    async with transacting(database) as connection:
+        assert list(await store.finish(connection, ends)) == [True] * 3
+    rows = [await row_of(database, attempt.id) for attempt in attempts]
+    assert [(row.progress_percentage, row.exception, row.output) for row in rows] == [
+        (0, None, {"sum": 5}),
+        (40, None, {"sum": 5}),
+        (0, {"kind": "error"}, {"sum": 5}),
+    ]
