@@ -66,7 +66,8 @@ class Turns:
             kinds = self._order[turn]
             if not kinds.isdisjoint(waiting):
                 self._last = turn
-                may_pair = waiting >= _PAIR and kinds & waiting < _PAIR
+                # A report must come before the end of its attempt, which would fence it off.
+                may_pair = waiting >= _PAIR and (kinds | {Kind.REPORT}) & waiting < _PAIR
                 return _PAIR if may_pair and _is_lone_end(queue) else kinds
         return ALL_KINDS
 

@@ -12,7 +12,7 @@ from sqlalchemy import inspect
 from lilota_async.models import Task, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Attempt, Claim, Finish, LimitedClaim, Requeue
+from lilota_async.storage.transitions import Attempt, Claim, Finish, LimitedClaim, Report, Requeue
 from lilota_async.storage.writer import Writer
 from tests.storage.support import (
     NODE,
@@ -149,6 +149,21 @@ async def test_a_lone_end_and_a_claim_share_a_flush(
         assert [each.attempt.id for each in (await claiming).tasks] == [task.id]
         assert writer.flushes == before + 1
         await ended(writer, completed(Attempt(id=task.id, number=1, node_id=NODE)))
+
+
+async def test_a_report_is_written_before_the_end_of_its_attempt(
+    database: Database, store: Store, writer: Writer
+) -> None:
+    """Beside a claim as well, whosever turn it is: afterwards it would be fenced off."""
+    first, *attempts = await running(database, store, 4)
+    assert await ended(writer, completed(first))
+    for checkpoint, attempt in zip(("1", "2", "3"), attempts, strict=True):
+        claiming = asyncio.create_task(writer.claim(lambda: ONE_MORE))
+        reporting = writer.report(Report(attempt=attempt, checkpoint=checkpoint))
+        assert await ended(writer, completed(attempt))
+        assert await reporting
+        await claiming
+        assert (await row_of(database, attempt.id)).checkpoint == int(checkpoint)
 
 
 async def test_what_else_waits_has_its_turn_beside_ends_and_claims(
