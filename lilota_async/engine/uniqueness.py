@@ -39,6 +39,8 @@ class UniqueInserts:
         writer = await self._started()
         while True:
             full = None
+            if self._keys.must_wait:
+                await writer.execute(partial(self._keys.wait, task=task))
             try:
                 refused = await self._backlog.insert([task], writer=writer)
             except QueueFull as error:

@@ -35,6 +35,8 @@ class Dialect:
     is_not_paused: str = f"name NOT IN {PAUSED} AND '' NOT IN {PAUSED}"
     holds_key: str = """unique_key = :key
         AND (status IN ('pending', 'running') OR unique_until IS NOT NULL)"""
+    inserts_lock_gaps = False
+    """Whether an insert that waits for a key keeps others from inserting beside it."""
 
     def seconds_between(self, earlier: str, later: str) -> str:
         """The expression for the seconds from one time to another."""

@@ -56,6 +56,7 @@ class MariadbDialect(RowDialect):
     is_pending_keyed = "status = 'pending' AND is_keyed = true"
     on_known_limit = "ON DUPLICATE KEY UPDATE name = lilota_limit.name"
     holds_key = "held_key = :key"
+    inserts_lock_gaps = True
     running_table = "lilota_task FORCE INDEX (ix_lilota_task_running)"
     ended_table = "lilota_task FORCE INDEX (ix_lilota_task_ended)"
 

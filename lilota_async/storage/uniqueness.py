@@ -33,6 +33,16 @@ class UniqueKeys:
         self._store = store
         self._statements = _statements(store.dialect)
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether `wait()` has to come before an insert, lest that holds up others."""
+        return self._store.dialect.inserts_lock_gaps
+
+    async def wait(self, c: AsyncConnection, task: NewTask) -> None:
+        """Wait until no open transaction has written the key of the task, and lock no gap."""
+        parameters = {"name": task.name, "key": task.unique_key}
+        await c.execute(self._statements["holder"], parameters)
+
     async def insert(self, c: AsyncConnection, task: NewTask, on_conflict: OnConflict) -> TaskId:
         """nothing -> pending, or what `settle()` does; returns the id that has the key then."""
         while task.id in await self._store.insert(c, [task]):
