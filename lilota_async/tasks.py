@@ -199,13 +199,11 @@ class Tasks(Records):
         while True:  # again, when its end has to be read, or somebody has put it back meanwhile
             with node.events.subscribe(key, needs_row) as subscription:
                 if attempt is not None:
-                    event = attempt.event()
-                else:  # read after subscribing: nothing can happen unseen in between
-                    task = await self._existing(key)
-                    event = _status_event(task)
-                    if event.status.is_final:
+                    subscription.begin(attempt.event())
+                else:
+                    task = await self._begin(subscription)
+                    if task.status.is_final:
                         return task
-                subscription.begin(event)
                 async for _ in subscription:
                     pass
             end, attempt = subscription.end, None
@@ -222,10 +220,14 @@ class Tasks(Records):
             yield await self._final("watch()", key), None
             return
         with self._node.events.subscribe(key) as subscription:
-            task = await self._existing(key)  # after subscribing, as above
-            event = _status_event(task)
-            subscription.begin(event)
-            yield task, None if event.status.is_final else subscription
+            task = await self._begin(subscription)
+            yield task, None if task.status.is_final else subscription
+
+    async def _begin(self, subscription: Subscription) -> Task:
+        """Read the task after subscribing: nothing can happen unseen in between."""
+        task = await self._existing(subscription.task_id)
+        subscription.begin(_status_event(task))
+        return task
 
     async def _final(self, action: str, task_id: UUID) -> Task:
         """The task, of which only the end can be told without a node."""

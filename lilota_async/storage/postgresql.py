@@ -140,10 +140,7 @@ class PostgresqlStore(Store):
 
     async def claim(self, c: AsyncConnection, claim: Claim) -> list[ClaimedTask]:
         rows = await self._direct.rows(c, sql.CLAIM, _claimed_by(claim))
-        return [
-            claimed(row, claim, row[_ATTEMPTS], row[_PID])
-            for row in sorted(rows, key=itemgetter(_PLACE))
-        ]
+        return _begun(claim, rows)
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> Sequence[Written]:
         copies: Copies = {}
@@ -158,13 +155,10 @@ class PostgresqlStore(Store):
     ) -> tuple[Written, list[ClaimedTask]]:
         values = _awaited(finish) | _claimed_by(claim)
         rows = await self._direct.rows(c, sql.FINISH_ONE_AND_CLAIM, values)
-        begun = [row for row in rows if row[sql.PLACE] is not None]
+        begun = [sql.as_claimed(row) for row in rows if row[sql.PLACE] is not None]
         copies = _copies(c, [row for row in rows if row[sql.PLACE] is None])
         (written,) = await self._written(c, [finish], rows[0][sql.COUNT], copies)
-        return written, [
-            claimed(sql.as_claimed(row), claim, row[sql.ATTEMPTS], row[sql.PID])
-            for row in sorted(begun, key=itemgetter(sql.PLACE))
-        ]
+        return written, _begun(claim, begun)
 
     async def _finished(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
         """Write the ends of attempts; how many rows took theirs."""
@@ -281,6 +275,14 @@ def _claimed_by(claim: Claim) -> dict[str, Any]:
         "node": claim.node_id,
         "created_before": claim.created_before,
     }
+
+
+def _begun(claim: Claim, rows: Iterable[Any]) -> list[ClaimedTask]:
+    """The tasks of rows as CLAIM returns them, in the order of their places."""
+    return [
+        claimed(row, claim, row[_ATTEMPTS], row[_PID])
+        for row in sorted(rows, key=itemgetter(_PLACE))
+    ]
 
 
 def _awaited(finish: Finish) -> dict[str, Any]:

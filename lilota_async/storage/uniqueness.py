@@ -40,8 +40,8 @@ class UniqueKeys:
 
     async def wait(self, c: AsyncConnection, task: NewTask) -> None:
         """Wait until no open transaction has written the key of the task, and lock no gap."""
-        parameters = {"name": task.name, "key": task.unique_key}
-        await c.execute(self._statements["holder"], parameters)
+        assert task.unique_key is not None
+        await self._locked(c, task.name, task.unique_key)
 
     async def insert(self, c: AsyncConnection, task: NewTask, on_conflict: OnConflict) -> TaskId:
         """nothing -> pending, or what `settle()` does; returns the id that has the key then."""
@@ -85,14 +85,18 @@ class UniqueKeys:
         self, c: AsyncConnection, name: str, unique_key: str, but: UUID | None = None
     ) -> Any:
         """The locked row of the task that has the key; one whose time is over gives it up."""
-        rows = await c.execute(self._statements["holder"], {"name": name, "key": unique_key})
-        row = rows.first()
+        row = await self._locked(c, name, unique_key)
         if row is None or TaskId(row.id) == but:
             return None
         if not row.is_over:
             return row
         await c.execute(self._statements["give_up"], {"id": row.id})
         return None
+
+    async def _locked(self, c: AsyncConnection, name: str, unique_key: str) -> Any:
+        """The row that has the key, locked; it waits for whoever has written it."""
+        rows = await c.execute(self._statements["holder"], {"name": name, "key": unique_key})
+        return rows.first()
 
     def _replacement(self, task: NewTask, row_id: Any) -> dict[str, Any]:
         return {
