@@ -16,7 +16,8 @@ from typing import TypeVar
 
 SHORT_SECONDS = 0.1
 BURST_SECONDS = 0.02  # the longest that a task should wait for its turn in a burst
-LARGEST_BURST = 256  # and so many at most wait when a short task hangs
+LARGEST_BURST = 1024  # and so many at most wait when a short task hangs
+LARGEST_CLAIM = 256  # for each cell: its rows come all at once, and hold up the event loop
 SAMPLES_BEFORE_TRUST = 8
 WEIGHT_OF_NEWEST = 0.2
 
@@ -49,14 +50,14 @@ class Bursts:
 
     def room(self, name: str) -> int:
         """How many tasks like this one fit into a cell at once."""
-        return _fitting(self._seconds[name]) if self.is_short(name) else 1
+        return _fitting(self._seconds[name], LARGEST_BURST) if self.is_short(name) else 1
 
     @property
     def depth(self) -> int:
         """How many tasks to claim for each cell."""
         if not self._last_was_short:
             return 1
-        return _fitting(self._slowest_of_last)
+        return _fitting(self._slowest_of_last, LARGEST_CLAIM)
 
     def learn(self, names: Sequence[str]) -> None:
         """A claim brought tasks of these names."""
@@ -87,5 +88,5 @@ class Bursts:
         return run + list(last.items()), back
 
 
-def _fitting(seconds: float) -> int:
-    return max(2, int(BURST_SECONDS / max(seconds, BURST_SECONDS / LARGEST_BURST)))
+def _fitting(seconds: float, most: int) -> int:
+    return max(2, int(BURST_SECONDS / max(seconds, BURST_SECONDS / most)))

@@ -48,9 +48,8 @@ class Streams:
         faulthandler.enable(STDERR)
         self._restore()
 
-    def end(self, mark: bytes) -> None:
+    def separate(self, mark: bytes) -> None:
         """Write `mark` after what a task has written, and put back what it has set or closed."""
-        self.flush()
         os.write(self._output.fileno(), mark)
         self._direct()
         self._restore()

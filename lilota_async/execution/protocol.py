@@ -7,8 +7,10 @@ worst be found to talk nonsense.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -134,12 +136,23 @@ def frame(calls: Sequence[Call], round: int) -> bytes:
 class Frames:
     """Reads what a task process is to do from the descriptor that is its end of the pipe."""
 
-    __slots__ = ("_buffer", "_decoder", "_descriptor")
+    __slots__ = ("_buffer", "_decoder", "_descriptor", "_poll")
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
         self._buffer = bytearray()
         self._decoder = msgspec.msgpack.Decoder(tuple[int, list[Call]])
+
+    def is_next_here(self) -> bool:
+        """Whether `next` would not wait."""
+        if self._poll.poll(0):
+            with contextlib.suppress(OSError):  # closed by a task
+                self._buffer += os.read(self._descriptor, READ_SIZE)
+        header = self._buffer[:FRAME_HEADER]
+        size = FRAME_HEADER + int.from_bytes(header, "little")
+        return len(header) == FRAME_HEADER and len(self._buffer) >= size
 
     def next(self) -> tuple[int, list[Call]]:
         """Wait for the next calls, and the round of their tickets; no calls at the end."""
@@ -234,7 +247,7 @@ class OutputReader:
             yield self._serials[0], data[start:end]
 
     def end(self, serial: int) -> Iterator[tuple[int, bytes]]:
-        """The task has ended, whether its mark came or not, as after it closed its output."""
+        """The task has ended, and what it wrote was read, if not yet the mark after that."""
         if serial in self._serials:
             if self._buffer:
                 yield serial, self._buffer

@@ -115,6 +115,7 @@ class Worker:
         self._tickets = tickets
         self._ticket: int | None = None
         self._token = token
+        self._report = self._mark = b""  # of the last call, until the parent is told
         self._runnables: dict[bytes, Runnable] = {}
         self._requests: dict[int, str] = {}
         self.handler = ChannelHandler(channel, lambda: self.serial, self.publish)
@@ -131,15 +132,17 @@ class Worker:
     def serve(self) -> None:
         """Run what comes; only up to one that was interrupted: the process is spent then."""
         while not self._is_spent:
+            if not self._frames.is_next_here():
+                self._tell()
             self.channel.check()  # before it waits with outcomes that nobody has got
             round, calls = self._frames.next()
             if not calls:
-                return
+                break
             self._execute(calls, round)
+        self._tell()
 
     def _execute(self, calls: Sequence[Call], round: int) -> None:
         self.listen_for_interruptions()  # a task may have put something else there
-        report = b""
         used = cpu_seconds()
         # What else is left was for a task that ended first.
         self._requests = {s: r for s, r in self._requests.items() if s >= calls[0].serial}
@@ -147,17 +150,27 @@ class Worker:
             if not self._has_ticket(round):
                 break  # the parent has taken the rest back
             self._ticket = None
-            self._masking(self.channel.write, report + line(Begin(call.serial, used)))
+            self._tell(line(Begin(call.serial, used)))
             self.serial = call.serial
             outcome, used = self._measured(call, used)
-            self._streams.end(end_of_output(self._token, call.serial))
+            self._streams.flush()
             self.serial = None
-            report = _line_of(outcome)
+            self._report = _line_of(outcome)
+            self._mark = end_of_output(self._token, call.serial)
             if outcome.interrupted:
                 self._is_spent = True
                 break
+
+    def _tell(self, more: bytes = b"") -> None:
+        """Send the last outcome, if it has not been sent, and what follows it.
+
+        In one go, and its mark after that: each write wakes the parent.
+        """
+        report, self._report = self._report, b""
+        if report or more:
+            self._masking(self.channel.write, report + more)
         if report:
-            self._masking(self.channel.write, report)
+            self._streams.separate(self._mark)
 
     def _has_ticket(self, round: int) -> bool:
         """Take one for a call of this round; one of a later round is kept for its time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lilota_async.engine.bursts import LARGEST_BURST, SAMPLES_BEFORE_TRUST, Bursts
+from lilota_async.engine.bursts import LARGEST_BURST, LARGEST_CLAIM, SAMPLES_BEFORE_TRUST, Bursts
 
 
 def seen(**seconds: float) -> Bursts:
@@ -26,10 +26,11 @@ def test_unknown_tasks_come_one_at_a_time() -> None:
 
 
 def test_short_tasks_come_in_bursts() -> None:
-    """The shorter, the more, up to a limit."""
+    """The shorter, the more, up to limits: one for claims, which come all at once."""
     bursts = seen(add=0.00001, render=0.001)
     bursts.learn(["add", "add"])
-    assert bursts.depth == LARGEST_BURST
+    assert bursts.depth == LARGEST_CLAIM
+    assert bursts.room("add") == LARGEST_BURST > LARGEST_CLAIM
     bursts.learn(["add", "render"])
     assert bursts.depth == 20
 
