@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -143,42 +143,27 @@ class PostgresqlStore(Store):
         return _begun(claim, rows)
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> Sequence[Written]:
-        copies: Copies = {}
-        if any(finish.is_awaited for finish in finishes):
-            count, copies = await self._finished_with_copies(c, finishes)
-        else:
-            count = await self._finished(c, finishes)
-        return await self._written(c, finishes, count, copies)
+        is_one = len(finishes) == 1
+        if not any(finish.is_awaited for finish in finishes):
+            columns = _ended(sql.ENDED, finishes)
+            statement = sql.FINISH_ONE if is_one else sql.FINISH
+            count = await self._direct.count(c, statement, columns)
+            return await self._written(c, finishes, count, {})
+        columns = _ended(sql.AWAITED, finishes)
+        statement = sql.FINISH_ONE_AWAITED if is_one else sql.FINISH_AWAITED
+        rows = await self._direct.rows(c, statement, columns)
+        count = rows[0][sql.COUNT] if rows else 0  # where one took none
+        return await self._written(c, finishes, count, _copies(c, rows))
 
     async def finish_and_claim(
         self, c: AsyncConnection, finish: Finish, claim: Claim
     ) -> tuple[Written, list[ClaimedTask]]:
-        values = _awaited(finish) | _claimed_by(claim)
+        values = _ended(sql.AWAITED, [finish]) | _claimed_by(claim)
         rows = await self._direct.rows(c, sql.FINISH_ONE_AND_CLAIM, values)
         begun = [sql.as_claimed(row) for row in rows if row[sql.PLACE] is not None]
         copies = _copies(c, [row for row in rows if row[sql.PLACE] is None])
         (written,) = await self._written(c, [finish], rows[0][sql.COUNT], copies)
         return written, _begun(claim, begun)
-
-    async def _finished(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
-        """Write the ends of attempts; how many rows took theirs."""
-        if len(finishes) == 1:
-            values = dict(zip(sql.ENDED, _ended_row(finishes[0]), strict=True))
-            return await self._direct.count(c, sql.FINISH_ONE, values)
-        columns = _columns(sql.ENDED, map(_ended_row, finishes))
-        return await self._direct.count(c, sql.FINISH, columns)
-
-    async def _finished_with_copies(
-        self, c: AsyncConnection, finishes: Sequence[Finish]
-    ) -> tuple[int, Copies]:
-        """The same, and what makes copies of those that are awaited; 0 where it took none."""
-        if len(finishes) == 1:
-            values = _awaited(finishes[0])
-            rows = await self._direct.rows(c, sql.FINISH_ONE_AWAITED, values)
-        else:
-            ended = ((*_ended_row(finish), finish.is_awaited) for finish in finishes)
-            rows = await self._direct.rows(c, sql.FINISH_AWAITED, _columns(sql.AWAITED, ended))
-        return (rows[0][sql.COUNT] if rows else 0), _copies(c, rows)
 
     async def _written(
         self, c: AsyncConnection, finishes: Sequence[Finish], count: int, copies: Copies
@@ -285,16 +270,20 @@ def _begun(claim: Claim, rows: Iterable[Any]) -> list[ClaimedTask]:
     ]
 
 
-def _awaited(finish: Finish) -> dict[str, Any]:
-    return dict(zip(sql.AWAITED, (*_ended_row(finish), finish.is_awaited), strict=True))
-
-
 def _copies(c: AsyncConnection, rows: Iterable[Any]) -> Copies:
     return {row[sql.ID]: functools.partial(task_of, row[: len(COLUMNS)], c.dialect) for row in rows}
 
 
+def _ended(names: Collection[str], finishes: Sequence[Finish]) -> dict[str, Any]:
+    """What the statements for one end, or for many, take under these names."""
+    rows = (_ended_row(finish)[: len(names)] for finish in finishes)
+    if len(finishes) == 1:
+        return dict(zip(names, next(rows), strict=True))
+    return _columns(names, rows)
+
+
 def _ended_row(finish: Finish) -> tuple[Any, ...]:
-    """The values of `sql.ENDED`."""
+    """The values of `sql.AWAITED`, whose last one `sql.ENDED` has not."""
     attempt, cost = finish.attempt, finish.cost
     return (
         attempt.id,
@@ -308,6 +297,7 @@ def _ended_row(finish: Finish) -> tuple[Any, ...]:
         _float(cost.cpu_seconds),
         cost.peak_memory_bytes,
         cost.log,
+        finish.is_awaited,
     )
 
 

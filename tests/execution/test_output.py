@@ -37,6 +37,20 @@ async def test_output_is_told_apart(cells: Bench) -> None:
     assert [each.text for each in heard] == ["half a line", ""] * 3
 
 
+async def test_output_is_told_apart_of_calls_that_are_sent_one_by_one(cells: Bench) -> None:
+    """Each begins right after the one before, whose end has not been heard by then."""
+    cell = await cells.cell()
+    heard = [Heard() for _ in range(60)]
+    ends = []
+    for number, each in enumerate(heard):
+        call = call_of(tasks.say, str(number))
+        ends.append(asyncio.ensure_future(run(cell, call, each)))
+        for _ in range(3):  # so that it is sent by itself
+            await asyncio.sleep(0)
+    await asyncio.gather(*ends)
+    assert [each.text for each in heard] == [f"{number}\n" for number in range(60)]
+
+
 @pytest.mark.parametrize("function", [tasks.break_streams, tasks.close_output])
 async def test_a_task_that_breaks_the_streams_is_no_crash(cells: Bench, function: object) -> None:
     """Its call ends as any; for the next they are whole again."""

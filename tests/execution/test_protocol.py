@@ -136,6 +136,27 @@ def test_calls_arrive_as_they_were_sent(piece: int) -> None:
         os.close(reader)
 
 
+def test_it_is_known_whether_calls_have_arrived() -> None:
+    """All of a frame, that is: nobody waits for the rest of one, nor for a pipe that is closed."""
+    reader, writer = os.pipe()
+    sent = frame([], 7)
+    frames = Frames(reader)
+    assert not frames.is_next_here()
+    os.write(writer, sent[:3])
+    assert not frames.is_next_here()
+    os.write(writer, sent[3:-1])
+    assert not frames.is_next_here()
+    os.write(writer, sent[-1:] + sent)
+    assert frames.is_next_here()
+    assert frames.next() == (7, [])
+    assert frames.is_next_here()
+    assert frames.next() == (7, [])
+    os.close(writer)
+    assert not frames.is_next_here()
+    os.close(reader)
+    assert not frames.is_next_here()
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_arbitrary_bytes_are_messages_or_refused(pieces: list[bytes]) -> None:
@@ -189,6 +210,14 @@ def test_a_text_ends_with_a_whole_character() -> None:
     assert _texts(_reader(1), b"\xff\xfe", b"\x80\x80\x80\x80\x80") == {
         1: b"\xff\xfe\x80\x80\x80\x80\x80"
     }
+
+
+def test_a_mark_may_come_after_the_end_that_it_marks() -> None:
+    """What is read from then on is the next task's."""
+    reader = _reader(1, 2)
+    assert _texts(reader, b"one") == {1: b"one"}
+    assert list(reader.end(1)) == []
+    assert _texts(reader, end_of_output(TOKEN, 1) + b"two") == {2: b"two"}
 
 
 def test_a_task_that_closed_its_output_takes_none_of_the_next() -> None:
