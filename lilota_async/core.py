@@ -9,6 +9,7 @@ the writer commits that.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -183,6 +184,7 @@ class Lilota(Registration):
             raise AlreadyRunning
         refuse_in_task_process()
         self._registry.resolve()
+        is_first = "lilota_async.node" not in sys.modules
         from lilota_async.node import Node
 
         self._node = node = Node(self._options, self._registry, self._database(), new_task)
@@ -191,6 +193,8 @@ class Lilota(Registration):
         except BaseException:
             self._node = None
             raise
+        if is_first and gc.isenabled():
+            gc.collect()  # due after such imports, SQLAlchemy's above all: better now than later
 
     async def stop(self, drain: bool = True, timeout: Duration | None = None) -> None:
         """Take no more tasks, finish those that were accepted, leave nothing behind.
@@ -276,9 +280,7 @@ class Lilota(Registration):
         after: Iterable[UUID] = (),
         if_failed: IfFailed = "cancel",
     ) -> TaskId[Any]:
-        """Commit a task; it runs as soon as it is due and a slot is free.
-
-        Returns when the row is durable.
+        """Commit a task, which is durable then; it runs as soon as it is due and a slot is free.
 
         Args:
             task: The name or the function that was registered.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -72,7 +71,11 @@ class Node:
         self.id: UUID = TaskId()
         self._loop = asyncio.get_running_loop()
         self.store = create_store(database)
-        self.writer = Writer(database, self.store, store_timeout=options.store_timeout)
+        create_writer = partial(Writer, database, self.store, store_timeout=options.store_timeout)
+        self.writer = create_writer()
+        # So that schedule() does not wait for the ends of others; not over a pool that is not ours.
+        is_apart = self.store.writes_side_by_side and database.makes_connections
+        self._inserter = create_writer(is_quiet=True) if is_apart else self.writer
         self.rows = TaskReader(database)
         self.events = Events(lambda ids: queries.get_states(database, list(ids)))
         self._options = options
@@ -116,12 +119,10 @@ class Node:
         )
         self._periodic = PeriodicTasks(registry, self.writer, self.store, self.dispatcher.wake)
         self._backlog = Backlog(
-            options.max_pending, registry, self.writer, partial(read_throughput, database)
+            options.max_pending, registry, self._inserter, partial(read_throughput, database)
         )
         self._unique = UniqueInserts(
-            lambda: Writer(database, self.store, store_timeout=options.store_timeout),
-            self._backlog,
-            self.store.unique_keys,
+            partial(create_writer, is_quiet=True), self._backlog, self.store.unique_keys
         )
         self._enlistment = Enlistment(database, self.store, self.id, self._on_commit)
         self._housekeeping = Housekeeping(
@@ -145,8 +146,9 @@ class Node:
             await self._database.open()
             parts.push_async_callback(self._database.close)
             await (migrate if self._options.migrate else check)(self._database)
-            await self.writer.start()
-            parts.push_async_callback(self.writer.close)
+            for writer in dict.fromkeys((self.writer, self._inserter)):
+                await writer.start()
+                parts.push_async_callback(writer.close)
             parts.push_async_callback(self._unique.close)
             parts.push_async_callback(self.events.close)
             for pool in self._pools.values():
@@ -166,7 +168,6 @@ class Node:
             parts.push_async_callback(self._housekeeping.close)
             await self._periodic.start()
             parts.push_async_callback(self._periodic.close)
-            _collect_garbage_if_due()
             self.dispatcher.start()
             self._accepting = True
             self._parts = parts.pop_all()
@@ -257,7 +258,7 @@ class Node:
             raise NotRunning("schedule()")
         self._inserting += 1
         try:
-            refused = await self.writer.insert_late(insertion)
+            refused = await self._inserter.insert_late(insertion)
         finally:
             self._inserting -= 1
             self._inserted.set()
@@ -301,6 +302,8 @@ class Node:
             return await self.store.limits.in_use(c)
 
         self.dispatcher.limits.note(*await self.writer.execute(changed))
+        # What was sent before that and says that it runs has begun when this returns.
+        await self._inserter.execute(self.store.clock, in_transaction=False)
         self.dispatcher.look()
 
     async def insert_waiting(
@@ -387,12 +390,3 @@ class Node:
             slots=self._options.processes,
             version=metadata.version("lilota-async"),
         )
-
-
-def _collect_garbage_if_due() -> None:
-    """A full collection takes tens of milliseconds: better now than while tasks are scheduled.
-
-    What has been imported to start, SQLAlchemy above all, has nearly made one due.
-    """
-    if gc.isenabled() and gc.get_count()[2] > gc.get_threshold()[2] // 2:
-        gc.collect()

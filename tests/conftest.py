@@ -44,3 +44,9 @@ def database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Pat
 def fast_database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
     """The URL of an empty database, on SQLite and on PostgreSQL only."""
     return servers.empty_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def postgresql_url(servers: Servers, tmp_path: Path) -> str:
+    """The URL of an empty database on the PostgreSQL server of all tests, which must stay up."""
+    return servers.empty_database("postgresql+asyncpg", tmp_path)

@@ -48,6 +48,19 @@ def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
     return sorted(taken, key=lambda operation: operation.kind)
 
 
+def prepared(batch: Sequence[Operation]) -> list[Operation]:
+    """Those of the batch that have something to write; a claim for nothing is answered."""
+    left = []
+    for operation in batch:
+        if operation.is_abandoned:
+            continue
+        if operation.prepare():
+            left.append(operation)
+        else:
+            operation.succeed(Claimed(tasks=[]))
+    return left
+
+
 class Turns:
     """Whose turn it is, among sets of kinds that follow each other in the store's order.
 

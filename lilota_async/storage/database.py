@@ -93,6 +93,11 @@ class Database:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
 
+    @property
+    def makes_connections(self) -> bool:
+        """Whether they are its own, and not an application's."""
+        return self._given is None
+
     async def open(self) -> None:
         """Make the pool; the connections come when they are needed.
 

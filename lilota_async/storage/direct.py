@@ -48,6 +48,11 @@ class Direct:
         status = await self._send(c, driver.execute, statement, parameters)
         return int(status.rpartition(" ")[2])  # such as "UPDATE 3"
 
+    def is_closed(self, c: AsyncConnection) -> bool:
+        """Whether asyncpg has heard that the server has closed the connection."""
+        driver = _asyncpg_below(c)
+        return driver is not None and driver.is_closed()
+
     async def _send(
         self,
         c: AsyncConnection,

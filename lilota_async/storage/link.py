@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from lilota_async.storage.database import Database, begin, discard, rollback
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from lilota_async.storage.store import Store
 
 _logger = logging.getLogger("lilota_async")
 
@@ -21,13 +22,15 @@ _SHORTEST_OUTAGE = 0.25
 
 
 class Link:
-    """One connection that comes back after the database does."""
+    """One connection that comes back after the database does.
 
-    def __init__(
-        self, database: Database, prepare: Callable[[AsyncConnection], Awaitable[None]]
-    ) -> None:
+    Unless it `is_quiet`, it says so in the log: of several, one is enough.
+    """
+
+    def __init__(self, database: Database, store: Store, *, is_quiet: bool) -> None:
         self._database = database
-        self._prepare = prepare
+        self._store = store
+        self._level = logging.DEBUG if is_quiet else logging.WARNING
         self._connection: AsyncConnection | None = None
         self._lost_at: float | None = None
         self._pause = 0.0
@@ -47,20 +50,24 @@ class Link:
 
     async def connect(self) -> AsyncConnection:
         """The connection, after a pause if the last tries failed."""
-        if self._connection is not None and self._connection.invalidated:
-            await self.close()  # after an error that is none of the database's being away
+        if self._connection is not None and self._is_over(self._connection):
+            await self.close()
         if self._connection is None:
             if self._pause:
                 # Not all replicas at the same moment.
                 await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
             connection = await self._database.acquire_own()
             try:
-                await self._prepare(connection)
+                await self._store.prepare(connection)
             except BaseException:
                 await discard(connection)
                 raise
             self._connection = connection
         return self._connection
+
+    def _is_over(self, connection: AsyncConnection) -> bool:
+        """After an error, or while nobody used it, where what is sent over it would be in doubt."""
+        return connection.invalidated or self._store.is_closed(connection)
 
     async def probe(self) -> None:
         """Find out whether the database takes writes; a read would not tell."""
@@ -72,7 +79,8 @@ class Link:
     def confirm(self) -> None:
         """The database has answered a write; logged when it was lost before."""
         if self._lost_at is not None:
-            _logger.info("The database is back after %.1f s", self.lost_seconds)
+            level = min(self._level, logging.INFO)
+            _logger.log(level, "The database is back after %.1f s", self.lost_seconds)
             if self.lost_seconds > _SHORTEST_OUTAGE:
                 self.back_at = asyncio.get_running_loop().time()
             self._lost_at = None
@@ -82,7 +90,8 @@ class Link:
         """Drop the connection after `error`; the first of a row is logged."""
         if self._lost_at is None:
             self._lost_at = asyncio.get_running_loop().time()
-            _logger.warning(
+            _logger.log(
+                self._level,
                 "The database cannot be used (%s); lilota tries again until it can",
                 self._database.describe(error),
             )

@@ -79,6 +79,7 @@ class PostgresqlStore(Store):
         frozenset({Kind.LOOK}),
         frozenset({Kind.CLAIM}),
     )
+    writes_side_by_side = True
     has_statement_for_pairs = True
 
     def is_atomic(self, kind: Kind, values: Sequence[Any]) -> bool:
@@ -87,6 +88,9 @@ class PostgresqlStore(Store):
         if kind in (Kind.LOOK, Kind.CLAIM):
             return len(values) == 1 and not isinstance(values[0], LimitedClaim)
         return kind not in (Kind.ADMIT, Kind.EXECUTE)
+
+    def is_closed(self, c: AsyncConnection) -> bool:
+        return self._direct.is_closed(c)
 
     async def prepare(self, c: AsyncConnection) -> None:
         for setting in sql.SETTINGS:

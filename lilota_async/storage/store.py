@@ -49,6 +49,8 @@ class Store(LeaseStore):
 
     turns: ClassVar[tuple[frozenset[Kind], ...]] = (ALL_KINDS,)
     """The kinds that the writer gives it together; those of one turn are one transaction."""
+    writes_side_by_side = False
+    """Whether several connections write at a time, and hold each other up for no other reason."""
     has_statement_for_pairs = False
     """Whether `finish_and_claim()` is one statement, atomic without a transaction around it."""
 
@@ -73,6 +75,10 @@ class Store(LeaseStore):
 
     def is_atomic(self, kind: Kind, values: Sequence[Any]) -> bool:
         """Whether a batch of one kind is one statement, atomic without a transaction around it."""
+        return False
+
+    def is_closed(self, c: AsyncConnection) -> bool:
+        """Whether the driver has heard by itself that the connection is closed."""
         return False
 
     async def prepare(self, c: AsyncConnection) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 
 from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.batch import Turns, apply, is_atomic, take
+from lilota_async.storage.batch import Turns, apply, is_atomic, prepared, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
@@ -63,11 +64,19 @@ class Writer:
         ...     await writer.insert([NewTask(id=TaskId(), name="add")])
     """
 
-    def __init__(self, database: Database, store: Store, *, store_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        *,
+        store_timeout: float = 30.0,
+        is_quiet: bool = False,
+    ) -> None:
         self._database = database
         self._store = store
         self._store_timeout = store_timeout
-        self._link = Link(database, store.prepare)
+        self._create_link = partial(Link, database, store, is_quiet=is_quiet)
+        self._link = self._create_link()
         self._loop = asyncio.get_running_loop()
         self._queue: list[Operation] = []
         self._turns = Turns(store.turns)
@@ -106,7 +115,7 @@ class Writer:
 
     async def start(self) -> None:
         """Connect and begin to write; StoreUnavailable when the database cannot be reached."""
-        self._link = Link(self._database, self._store.prepare)
+        self._link = self._create_link()
         await self._link.connect()
         self._wake = asyncio.Event()
         self._closing = False
@@ -255,7 +264,7 @@ class Writer:
         except Exception as error:
             await self._lost(batch, error)
             return
-        batch = self._prepared(batch)
+        batch = prepared(batch)
         try:
             if not batch:
                 if not self._link.is_up:
@@ -280,18 +289,6 @@ class Writer:
             self._link.confirm()
             for operation, outcome in zip(batch, outcomes, strict=True):
                 self._settle(operation, outcome)
-
-    def _prepared(self, batch: list[Operation]) -> list[Operation]:
-        """Those of the batch that have something to write."""
-        prepared = []
-        for operation in batch:
-            if operation.is_abandoned:
-                continue
-            if operation.prepare():
-                prepared.append(operation)
-            else:
-                operation.succeed(Claimed(tasks=[]))
-        return prepared
 
     async def _commit(self, connection: AsyncConnection, batch: list[Operation]) -> list[Any]:
         """One transaction, or one statement that is a transaction by itself."""

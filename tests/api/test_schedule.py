@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from lilota_async import Lilota, Retry, Task, TaskId
 from lilota_async.errors import ConfigurationError, InvalidInput, NotRunning
+from lilota_async.storage.writer import Writer
 from tests.api.support import DEADLINE, MakeLilota, marked, row, session
 from tests.api.tasks import AddInput, AddOutput, add, echo, echo_or_default, hold, nothing
 
@@ -41,6 +46,66 @@ async def test_the_row_is_committed_when_schedule_returns(
     assert task.output is None
     assert task.start_date_time is None
     assert task.end_date_time is None
+
+
+@asynccontextmanager
+async def _busy(writer: Writer) -> AsyncIterator[None]:
+    """Its connection is in use for the time of the block."""
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def occupy(_: Any) -> None:
+        begun.set()
+        await over.wait()
+
+    writing = asyncio.ensure_future(writer.execute(occupy))
+    await begun.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        await writing
+
+
+async def test_scheduling_does_not_wait_for_the_ends_of_others(
+    make_lilota: MakeLilota, postgresql_url: str
+) -> None:
+    """On PostgreSQL new rows have a connection of their own."""
+    async with make_lilota(echo, db_url=postgresql_url, number_of_processes=0) as lilota:
+        assert lilota._node is not None
+        async with asyncio.timeout(DEADLINE), _busy(lilota._node.writer):
+            ids = [await lilota.schedule(echo, 1), *await lilota.schedule_many(echo, [2, 3])]
+            assert [(await row(lilota, each)).status for each in ids] == ["pending"] * 3
+
+
+async def test_nothing_that_was_sent_before_a_pause_starts_after_it(
+    make_lilota: MakeLilota, postgresql_url: str
+) -> None:
+    """pause() returns when what says already that it runs has begun."""
+    async with make_lilota(echo, db_url=postgresql_url) as lilota:
+        node = lilota._node
+        assert node is not None
+        async with asyncio.timeout(DEADLINE):
+            async with _busy(node._inserter):
+                scheduling = asyncio.ensure_future(lilota.schedule(echo, 1))
+                pausing = asyncio.ensure_future(lilota.pause())
+                while not node.dispatcher.limits.is_paused("echo"):
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
+                assert not pausing.done()
+            await pausing
+            await scheduling
+
+
+async def test_an_engine_of_the_application_gives_one_connection_for_writing(
+    make_lilota: MakeLilota, postgresql_url: str
+) -> None:
+    """Its pool may be small: the writer takes one of it for good, and no second one."""
+    engine = create_async_engine(make_url(postgresql_url))
+    async with make_lilota(echo, engine=engine, number_of_processes=0) as lilota:
+        assert lilota._node is not None
+        assert lilota._node._inserter is lilota._node.writer
+        await lilota.schedule(echo, 1)
+    await engine.dispose()
 
 
 async def test_the_row_of_a_task_that_ran(make_lilota: MakeLilota, fast_database_url: str) -> None:

@@ -23,7 +23,6 @@ from lilota_async import Lilota, Task, TaskStatus
 from lilota_async.errors import ConfigurationError, InvalidInput, NotRunning
 from tests.api.support import DEADLINE, MakeLilota
 from tests.api.tasks import echo
-from tests.databases import Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -49,12 +48,6 @@ async def engine_for(url: str, **options: Any) -> AsyncIterator[AsyncEngine]:
         yield engine
     finally:
         await engine.dispose()
-
-
-@pytest.fixture
-def postgresql_url(servers: Servers, tmp_path: Path) -> str:
-    """The URL of an empty database on PostgreSQL."""
-    return servers.empty_database("postgresql+asyncpg", tmp_path)
 
 
 async def count(engine: AsyncEngine, table: Any) -> int:

@@ -18,7 +18,6 @@ from lilota_async.errors import ScheduleUnknown, StoreUnavailable
 from lilota_async.storage.operation import Kind
 from lilota_async.storage.writer import Writer
 from tests.api.tasks import echo, hold, hold_counted
-from tests.databases import Servers
 from tests.faults.cluster import Cluster
 from tests.faults.history import Tables
 from tests.faults.tasks import talk
@@ -68,12 +67,6 @@ def _messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
         for record in caplog.records
         if record.name == "lilota_async" and "Took over" not in record.getMessage()
     ]
-
-
-@pytest.fixture
-def postgresql_url(servers: Servers, tmp_path: Path) -> str:
-    """An empty database on the server of all tests, which must stay up."""
-    return servers.empty_database("postgresql+asyncpg", tmp_path)
 
 
 @pytest.fixture
