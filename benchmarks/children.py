@@ -58,6 +58,20 @@ async def bulk(url: str, count: str) -> dict[str, Any]:
         return {"growth_mib": peak.growth_mib()}
 
 
+async def lag(url: str, count: str, repeats: str) -> dict[str, Any]:
+    """How late the event loop is under so many tasks at a time, in seconds."""
+    from benchmarks.measure import event_loop_lag
+    from benchmarks.rows.throughput import end_to_end
+
+    samples: list[float] = []
+    async with end_to_end(url) as measured:
+        for _ in range(int(repeats)):
+            async with event_loop_lag() as lags:
+                await measured.rate(int(count))
+            samples += lags
+    return {"samples": samples}
+
+
 async def idle(url: str, seconds: str) -> dict[str, Any]:
     """CPU of an idle node with its processes, and the statements it sends."""
     import psutil
@@ -163,7 +177,7 @@ def _cpu_seconds(family: list[Any]) -> float:
     return float(sum(each.user + each.system for each in times))
 
 
-KINDS = {each.__name__: each for each in (backlog, drain, bulk, idle, footprint)}
+KINDS = {each.__name__: each for each in (backlog, drain, bulk, lag, idle, footprint)}
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(KINDS[sys.argv[1]](*sys.argv[2:]))))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from benchmarks.baselines import BarePool, RawPostgresql, raw_postgresql
-from benchmarks.measure import compare, event_loop_lag, one_by_one, percentile
-from benchmarks.rows.throughput import TASKS, end_to_end
+from benchmarks.children import run_child
+from benchmarks.measure import compare, one_by_one, percentile
+from benchmarks.rows.throughput import TASKS
 from benchmarks.settings import Context, Figure
 from benchmarks.tasks import AddInput, create_lilota
 from lilota_async import Lilota
@@ -70,14 +73,11 @@ async def _two_commits_and_a_call(raw: RawPostgresql, bare: BarePool, number: in
 
 
 async def lag_under_load(context: Context) -> list[Figure]:
-    """Row 10."""
+    """Row 10, in a process that has done nothing else: its garbage is that of this load."""
     count = context.settings.count(TASKS, least=500)
-    samples: list[float] = []
-    async with context.server.database() as url, end_to_end(url) as measured:
-        for _ in range(context.settings.repeats):
-            async with event_loop_lag() as lags:
-                await measured.rate(count)
-            samples += lags
+    async with context.server.database() as url:
+        sizes = (str(count), str(context.settings.repeats))
+        samples = (await asyncio.to_thread(run_child, "lag", url, *sizes))["samples"]
     high = 1000 * percentile(samples, 0.99)
     return [
         Figure(

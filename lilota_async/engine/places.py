@@ -13,7 +13,7 @@ import msgspec
 from lilota_async.engine.attempt import Slot
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """What one task takes of a slot until it begins."""
 
     slot: Slot

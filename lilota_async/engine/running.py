@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import logging
 from collections import Counter
@@ -65,6 +64,7 @@ class RunningAttempts:
         self._bursts = bursts
         self.slow_slots: Counter[Slot] = Counter()
         """Those that run something that nothing should wait behind."""
+        self._hear = self._on_written  # one method for all, and not one for each
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps none alive
         self._hooks = Hooks(
             is_watched=events.is_watched,
@@ -139,7 +139,7 @@ class RunningAttempts:
             self._give_up(attempt, end)
         else:
             transition = self._put_back(attempt.claimed, end) if isinstance(end, Unstarted) else end
-            self._writer.end(transition, functools.partial(self._on_written, attempt, transition))
+            self._writer.end(transition, self._hear, attempt, transition)
 
     def _on_written(
         self,

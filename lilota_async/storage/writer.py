@@ -34,13 +34,11 @@ from lilota_async.storage.transitions import (
     NewTask,
     Report,
     Requeue,
-    Written,
 )
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-Tell = Callable[[Written, Exception | None], None]
 T = TypeVar("T")
 
 _logger = logging.getLogger("lilota_async")
@@ -175,13 +173,14 @@ class Writer:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("Claimed", await self._submit(self._operation(Kind.CLAIM, choose)))
 
-    def end(self, end: Finish | Requeue, tell: Tell) -> None:
-        """Write the end of an attempt; `tell` is called with what came of that.
+    def end(self, end: Finish | Requeue, tell: Callable[..., None], *about: Any) -> None:
+        """Write the end of an attempt; `tell` is called with `about` and what came of that.
 
-        That is False when the attempt is fenced off, or an error: NotRunning or a StoreError.
+        That is a Written, False when the attempt is fenced off, and an error or None:
+        NotRunning or a StoreError.
         """
         kind = Kind.FINISH if isinstance(end, Finish) else Kind.REQUEUE
-        self._submit(self._operation(kind, end, told=Told(tell)))
+        self._submit(self._operation(kind, end, told=Told(tell, about)))
 
     def report(self, report: Report) -> asyncio.Future[bool]:
         """Write progress and checkpoint, queued at once; False when it is fenced off."""
