@@ -21,7 +21,7 @@ from lilota_async.storage.transitions import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_MOST_ROWS = 1000
+_MOST_ROWS = 250  # while they are written, the next ones are made and the last ones are told
 _MOST_CHARACTERS = 8_000_000
 
 
