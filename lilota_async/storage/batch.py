@@ -21,12 +21,15 @@ from lilota_async.storage.transitions import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_MOST_ROWS = 250  # while they are written, the next ones are made and the last ones are told
+_MOST_NEW_ROWS = 250  # while they are written, the next ones are made and the last ones are told
 _MOST_CHARACTERS = 8_000_000
 
 
 def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
-    """Take the next flush of these kinds from the front of the queue: what fits, sorted by kind."""
+    """Take the next flush of these kinds from the front of the queue: what fits, sorted by kind.
+
+    Of the ends of attempts all that wait, lest they fall behind the claims of new ones.
+    """
     rows = size = 0
     taken: list[Operation] = []
     left: list[Operation] = []
@@ -34,9 +37,9 @@ def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
         if operation.kind not in kinds:
             left.append(operation)
             continue
-        rows += operation.rows
+        rows += operation.new_rows
         size += operation.size
-        full = rows > _MOST_ROWS or size > _MOST_CHARACTERS or operation.is_suspicious
+        full = rows > _MOST_NEW_ROWS or size > _MOST_CHARACTERS or operation.is_suspicious
         if taken and full:
             left += queue[number:]
             break

@@ -99,7 +99,7 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
     kind: Kind
     value: Any
     future: Future[Any] | Told
-    rows: int = 1
+    new_rows: int = 0
     size: int = 0
     deadline: float | None = None
     losses: int = 0

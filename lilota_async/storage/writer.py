@@ -148,7 +148,7 @@ class Writer:
         Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
         database went away during the commit and did not come back in time.
         """
-        return self._submit(self._operation(Kind.INSERT, tasks, rows=len(tasks), timed=True))
+        return self._submit(self._operation(Kind.INSERT, tasks, new_rows=len(tasks), timed=True))
 
     async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
         """Commit the rows, all or none, or return the bound that leaves no room for them.
@@ -156,13 +156,15 @@ class Writer:
         Otherwise returns what the store returns for them. Raises what `insert()` does.
         """
         operation = self._submit(
-            self._operation(Kind.ADMIT, insert, rows=len(insert.tasks), timed=True)
+            self._operation(Kind.ADMIT, insert, new_rows=len(insert.tasks), timed=True)
         )
         return cast("Bound | set[TaskId[Any]]", await operation)
 
     def insert_late(self, row: LateRow) -> asyncio.Future[set[TaskId[Any]]]:
         """As `insert()`, for a row that may be found to run at once when it is sent."""
-        return self._submit(self._operation(Kind.INSERT, (row.task,), timed=True, late_row=row))
+        return self._submit(
+            self._operation(Kind.INSERT, (row.task,), new_rows=1, timed=True, late_row=row)
+        )
 
     async def claim(self, choose: Callable[[], Claim | LimitedClaim | None]) -> Claimed:
         """Make due tasks running; StoreUnavailable at once while the database is away.
@@ -207,7 +209,7 @@ class Writer:
         kind: Kind,
         value: Any,
         *,
-        rows: int = 1,
+        new_rows: int = 0,
         timed: bool = False,
         late_row: LateRow | None = None,
         told: Told | None = None,
@@ -216,7 +218,7 @@ class Writer:
             kind=kind,
             value=value,
             future=told or self._loop.create_future(),
-            rows=rows,
+            new_rows=new_rows,
             size=payload_size(kind, value),
             deadline=self._loop.time() + self._store_timeout if timed else None,
             late_row=late_row,

@@ -92,6 +92,20 @@ async def test_a_large_flush_is_split(database: Database, writer: Writer) -> Non
     assert len(await get_tasks(database, limit=2000)) == 1504
 
 
+async def test_new_rows_are_split_and_ends_are_not(database: Database, writer: Writer) -> None:
+    """Ends that fell behind the claims of new ones would pile up."""
+    tasks = [new_task() for _ in range(600)]
+    await asyncio.gather(*(writer.insert([task]) for task in tasks))
+    assert writer.flushes >= 3
+    claim = Claim(node_id=NODE, names=("add",), pids=(1,) * len(tasks))
+    claimed = (await writer.claim(lambda: claim)).tasks
+    assert len(claimed) == len(tasks)
+    before = writer.flushes
+    done = [Finish(attempt=each.attempt, status=TaskStatus.COMPLETED) for each in claimed]
+    assert await asyncio.gather(*(ended(writer, each) for each in done)) == [True] * len(tasks)
+    assert writer.flushes <= before + 2
+
+
 async def test_a_poisoned_operation_fails_alone(database: Database, writer: Writer) -> None:
     """Its own caller gets the error; the others in its flush are committed."""
     tasks = [new_task() for _ in range(20)]
