@@ -302,9 +302,9 @@ class Node:
             return await self.store.limits.in_use(c)
 
         self.dispatcher.limits.note(*await self.writer.execute(changed))
+        self.dispatcher.look()
         # What was sent before that and says that it runs has begun when this returns.
         await self._inserter.execute(self.store.clock, in_transaction=False)
-        self.dispatcher.look()
 
     async def insert_waiting(
         self, rows: list[Dependent], session: CallersSession | None = None

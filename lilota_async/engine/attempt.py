@@ -13,8 +13,7 @@ import msgspec
 from lilota_async.engine.children import Children, ChildTasks
 from lilota_async.engine.lifecycle import End, Intent, conclude
 from lilota_async.engine.reports import LogTail, Reports
-from lilota_async.execution.cells import Listener, Reason
-from lilota_async.execution.ends import Ended, Unstarted
+from lilota_async.execution.ends import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.memory_watch import MemoryGuard, MemoryWatch
 from lilota_async.execution.protocol import (
     Call,

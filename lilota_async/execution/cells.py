@@ -13,11 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Literal, Protocol
 
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
-from lilota_async.execution.ends import Crash, Ended, Unstarted
+from lilota_async.execution.ends import Crash, Ended, Listener, Reason, Unstarted
 from lilota_async.execution.measures import Usage
 from lilota_async.execution.outbox import Outbox
 from lilota_async.execution.protocol import (
@@ -31,31 +30,22 @@ from lilota_async.execution.protocol import (
     frame,
 )
 from lilota_async.execution.start_failure import EndedSilently
+from lilota_async.execution.turns import HELD_UP_SECONDS, SentCalls
 from lilota_async.execution.worker_process import WorkerProcess, signal_name
-
-Reason = Literal["timeout", "cancel"]
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
 ROUNDS = 256  # what a ticket can tell apart
-HELD_UP_SECONDS = 0.25  # that a call may take before those behind it are taken back
 LAST_WORDS = 16 * 1024
 FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
 logger = logging.getLogger("lilota_async")
-
-
-class Listener(Protocol):
-    """Who hears what a call says, and once how it has ended."""
-
-    def on_message(self, message: Message | bytes) -> None: ...
-
-    def on_end(self, ended: Ended | BaseException | None) -> None: ...
 
 
 class Cell:
     """A slot: one task process, replaced by its owner, who hears of its death.
 
     `run` takes several calls: they are run in order, and each has an end of its own. A stopped
-    call is the last of its process. What waits behind a call that takes long is taken back.
+    call is the last of its process. What waits behind a call that takes long, or behind many that
+    take longer together than was thought, is taken back.
     """
 
     def __init__(
@@ -75,6 +65,7 @@ class Cell:
         self._texts = OutputReader(token)
         self._waiting: dict[int, tuple[Call, Listener]] = {}  # until it is their turn in the loop
         self._burst: dict[int, Listener] = {}
+        self._sent = SentCalls()
         self._starting: asyncio.Task[None] | None = None
         self._sends = False
         self._round = 0
@@ -169,6 +160,7 @@ class Cell:
         self._burst |= {serial: listener for serial, (_, listener) in self._waiting.items()}
         self._texts.expect(self._waiting)
         self._waiting.clear()
+        self._sent.add(calls[-1].serial, self._loop.time())
         self._oom_kills.look()
         if self._look is None:
             self._look_later()
@@ -189,10 +181,14 @@ class Cell:
 
     def _look_whether_held_up(self, finished_calls: int) -> None:
         self._look = None
-        if self._gone or not self._burst:
+        if self._gone:
             return
         self._read_channel()
-        if self.finished_calls != finished_calls:
+        begun = None if self._begun is None else self._begun.serial
+        too_long = self._sent.wait_too_long(self._burst, begun, self._loop.time())
+        if not self._burst:
+            return
+        if self.finished_calls != finished_calls and not too_long:
             self._look_later()
             return
         self.is_held_up = True

@@ -1,10 +1,14 @@
-"""How an attempt can end, as the parent sees it."""
+"""How an attempt can end, as the parent sees it, and who hears of that."""
 
 from __future__ import annotations
 
+from typing import Literal, Protocol
+
 import msgspec
 
-from lilota_async.execution.protocol import Outcome
+from lilota_async.execution.protocol import Message, Outcome
+
+Reason = Literal["timeout", "cancel"]
 
 
 class Crash(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -33,3 +37,11 @@ class Unstarted(msgspec.Struct, frozen=True, gc=False):
 
 
 Ended = Outcome | Crash | Unstarted
+
+
+class Listener(Protocol):
+    """Who hears what a call says, and once how it has ended."""
+
+    def on_message(self, message: Message | bytes) -> None: ...
+
+    def on_end(self, ended: Ended | BaseException | None) -> None: ...

@@ -20,9 +20,8 @@ from contextvars import Context
 import msgspec
 
 from lilota_async.errors import TaskStopped
-from lilota_async.execution.cells import Listener, Reason
 from lilota_async.execution.context import CurrentTask, enter_task
-from lilota_async.execution.ends import Ended, Unstarted
+from lilota_async.execution.ends import Ended, Listener, Reason, Unstarted
 from lilota_async.execution.invocation import Runnable, failed, load, succeeded
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from lilota_async.execution.cells import Reason
-from lilota_async.execution.ends import Ended, Unstarted
+from lilota_async.execution.ends import Ended, Reason, Unstarted
 from lilota_async.execution.protocol import Call, Outcome
 from tests.execution import tasks
 from tests.execution.support import (

@@ -165,6 +165,18 @@ async def test_a_burst_of_calls_that_each_take_a_while_is_left_alone(cells: Benc
     assert [value_of(await each) for each in calls] == ["slept"] * 5
 
 
+async def test_what_waits_for_long_is_taken_back(cells: Bench) -> None:
+    """Though each call is short: others may wait for the cell that matter more."""
+    cell = await cells.cell()
+    calls = [run(cell, call_of(tasks.sleep, 0.1), Heard()) for _ in range(60)]
+    async with asyncio.timeout(4.0):
+        ended = [await each for each in calls]
+    taken_back = ended.count(Unstarted(returned=True))
+    assert 40 <= taken_back < 55
+    assert [value_of(each) for each in ended[:-taken_back]] == ["slept"] * (60 - taken_back)
+    assert value_of(await run(cell, call_of(tasks.sleep, 0.1), Heard())) == "slept"
+
+
 async def test_a_listener_that_raises_costs_nothing(
     cells: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,9 +75,9 @@ def _plant_after_finish(hit: Callable[[], None]) -> None:
 
     end = Writer.end
 
-    def patched(self: Writer, value: Any, tell: Any) -> None:
+    def patched(self: Writer, value: Any, tell: Any, *about: Any) -> None:
         def told(written: Any, error: Exception | None) -> None:
-            tell(written, error)
+            tell(*about, written, error)
             if written:
                 hit()
 

@@ -187,6 +187,7 @@ def test_ten_thousand_rows(browser: Browser, site: Server) -> None:
         page.get_by_label("Status").select_option("failed")
         expect(page.locator("tbody tr")).to_have_count(1)
         assert "status=failed" in page.url
+        expect(page.locator("#live")).to_have_text("live")  # its script has heard of the keyboard
         page.keyboard.press("/")  # to the search, by keyboard
         page.keyboard.type("onerror")
         page.keyboard.press("Enter")
