@@ -76,6 +76,7 @@ class Database:
         self._unpooled: AsyncEngine | None = None
         self._blocking: Engine | None = None
         self._work: set[asyncio.Task[Any]] = set()
+        self._answered = asyncio.Event()
         if engine is not None:
             self.dialect = dialect_of(engine.url)
             self._given = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -104,6 +105,7 @@ class Database:
         Raises ConfigurationError when the driver is missing or the SQLite file cannot be
         made.
         """
+        self._answered = asyncio.Event()  # of this event loop
         if self._target is not None and self._pooled is None:
             await self._prepare_file(self._target)
             self._pooled = await in_thread(_create_engine, self._target, True)
@@ -116,6 +118,17 @@ class Database:
                 await asyncio.wait(self._work)
             if engine is not None:
                 await engine.dispose()
+
+    def note_return(self) -> None:
+        """It has answered one of those who wait for its return; the others need not wait on."""
+        self._answered.set()
+        self._answered = asyncio.Event()
+
+    async def wait_for_return(self, timeout: float) -> None:
+        """Until it answers somebody else, or for `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._answered.wait()
 
     async def undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`, which goes on to its end when the caller is cancelled.

@@ -55,7 +55,7 @@ class Link:
         if self._connection is None:
             if self._pause:
                 # Not all replicas at the same moment.
-                await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+                await self._database.wait_for_return(self._pause * random.uniform(0.5, 1.0))
             connection = await self._database.acquire_own()
             try:
                 await self._store.prepare(connection)
@@ -85,6 +85,7 @@ class Link:
                 self.back_at = asyncio.get_running_loop().time()
             self._lost_at = None
             self._pause = 0.0
+            self._database.note_return()
 
     async def lose(self, error: BaseException) -> None:
         """Drop the connection after `error`; the first of a row is logged."""

@@ -105,6 +105,17 @@ async def test_nothing_is_sent_over_a_connection_that_is_known_to_be_closed(
         assert await get_task(setting.direct, task.id) is not None
 
 
+async def test_the_return_of_the_database_ends_the_pauses_of_all(tmp_path: Path) -> None:
+    """Who hears of it first tells those that pause between two tries."""
+    database = Database(f"sqlite:///{tmp_path}/lilota.db")
+    waiting = [asyncio.ensure_future(database.wait_for_return(60.0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    database.note_return()
+    with anyio.fail_after(5):
+        await asyncio.gather(*waiting)
+        await database.wait_for_return(0.01)  # of the next one it has not heard
+
+
 async def test_one_of_two_writers_speaks_of_an_outage(
     postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
