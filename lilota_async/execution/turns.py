@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Container
 
 HELD_UP_SECONDS = 0.25  # that a call may take before those behind it are taken back
-LONGEST_WAIT = 1.0  # for calls that were all thought to be over in a fraction of that
+LONGEST_WAIT_SECONDS = 1.0  # for calls that were all thought to be over in a fraction of that
 
 
 class SentCalls:
@@ -28,4 +28,4 @@ class SentCalls:
         """
         while self._frames and (self._frames[0][0] == begun or self._frames[0][0] not in left):
             self._frames.popleft()
-        return bool(self._frames) and now - self._frames[0][1] > LONGEST_WAIT
+        return bool(self._frames) and now - self._frames[0][1] > LONGEST_WAIT_SECONDS
