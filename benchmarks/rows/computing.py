@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 
 from benchmarks.baselines import BarePool
 from benchmarks.ledgers import open_ledger
@@ -32,12 +33,9 @@ def rounds_for(seconds: float) -> int:
 async def pure_python(context: Context) -> list[Figure]:
     rounds = rounds_for(TASK_SECONDS)
     tasks = context.settings.count(TASKS, least=16)
-    samples: list[list[float]] = [[], []]
-    for _ in range(LIVES if context.settings.repeats > 1 else 1):
-        for side, rates in zip(
-            samples, await _in_new_processes(context, tasks, rounds), strict=True
-        ):
-            side += rates
+    lives = LIVES if context.settings.repeats > 1 else 1
+    pairs = [await _in_new_processes(context, tasks, rounds) for _ in range(lives)]
+    samples = [list(chain.from_iterable(side)) for side in zip(*pairs, strict=True)]
     return [
         compare(
             "7",

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from lilota_async import Lilota, Retry, Task, TaskId
 from lilota_async.errors import ConfigurationError, InvalidInput, NotRunning
 from lilota_async.storage.writer import Writer
-from tests.api.support import DEADLINE, MakeLilota, marked, row, session
+from tests.api.support import DEADLINE, MakeLilota, marked, row, session, until
 from tests.api.tasks import AddInput, AddOutput, add, echo, echo_or_default, hold, nothing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -88,8 +88,7 @@ async def test_nothing_that_was_sent_before_a_pause_starts_after_it(
             async with _busy(node._inserter):
                 scheduling = asyncio.ensure_future(lilota.schedule(echo, 1))
                 pausing = asyncio.ensure_future(lilota.pause())
-                while not node.dispatcher.limits.is_paused("echo"):
-                    await asyncio.sleep(0.01)
+                await until(lambda: node.dispatcher.limits.is_paused("echo"), "the pause")
                 await asyncio.sleep(0.1)
                 assert not pausing.done()
             await pausing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lilota_async import Lilota, TaskId
 from lilota_async.errors import ScheduleUnknown, StoreUnavailable
 from lilota_async.storage.operation import Kind
 from lilota_async.storage.writer import Writer
+from tests.api.support import until
 from tests.api.tasks import echo, hold, hold_counted
 from tests.faults.cluster import Cluster
 from tests.faults.history import Tables
@@ -30,6 +32,8 @@ WRITERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid <> pg_backend_pid() AND query NOT LIKE 'LISTEN%'"
 )
+
+_until = partial(until, deadline=20.0)
 
 
 def _make(url: str, **options: Any) -> Lilota:
@@ -52,13 +56,6 @@ async def _down(cluster: Cluster) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(cluster.start)
-
-
-async def _until(condition: Callable[[], bool], what: str, deadline: float = 20.0) -> None:
-    end = asyncio.get_running_loop().time() + deadline
-    while not condition():
-        assert asyncio.get_running_loop().time() < end, f"{what} did not happen"
-        await asyncio.sleep(0.01)
 
 
 def _messages(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -128,6 +125,7 @@ async def test_reports_do_not_pile_up(cluster: Cluster, directories: tuple[Path,
             now = await lilota.get_task_by_id(task_id)
         (directory / "release").touch()
         task = await lilota.wait(task_id)
+    assert 0 < before.checkpoint < task.checkpoint
     assert task.progress_percentage == 100
 
 
