@@ -306,6 +306,7 @@ class Dispatcher:
             if not places:
                 self._unclaimed.add(kind)  # to be seen when a slot is free
                 return None
+            self._places.offer(places, self._depth_of(kind))
             claim = Claim(
                 node_id=self._settings.node_id,
                 names=names,
@@ -314,9 +315,12 @@ class Dispatcher:
             )
             return self.limits.within(claim)
 
-        claimed = await self._writer.claim(choose)
-        self._heed(claimed)
-        self._begin_all(places, claimed.tasks)
+        try:
+            claimed = await self._writer.claim(choose)
+            self._heed(claimed)
+            self._begin_all(places, claimed.tasks)
+        finally:
+            self._places.withdraw()
         if places and len(claimed.tasks) == len(places):
             self._unclaimed.add(kind)  # there may be more
             if self._free_places(kind):
@@ -331,9 +335,11 @@ class Dispatcher:
         )
 
     def _free_places(self, kind: str) -> list[Slot]:
-        depth = self._bursts.depth if kind == "process" else 1
         slots = [slot for slot in self._pools[kind].slots() if slot not in self._places]
-        return _places(slots, depth, self.running.slow_slots)
+        return _places(slots, self._depth_of(kind), self.running.slow_slots)
+
+    def _depth_of(self, kind: str) -> int:
+        return self._bursts.depth if kind == "process" else 1
 
     def _heed(self, claimed: Claimed) -> None:
         """When to try again, where limits have kept something back."""

@@ -1,12 +1,13 @@
 """Places for tasks that are inserted as running, without a claim.
 
-A slot has one place, or as many as fit a burst while everything in it is known to be short.
+A slot has one place, or as many as fit a burst while everything in it is known to be short. What
+a claim is under way for is taken as well: the two write side by side.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -26,6 +27,7 @@ class Places:
     def __init__(self, largest: int) -> None:
         self._largest = largest
         self._taken: Counter[Slot] = Counter()
+        self._offered: Counter[Slot] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._taken)
@@ -41,7 +43,7 @@ class Places:
         best: Slot | None = None
         least = room
         for slot in slots:
-            load = slot.load + self._taken[slot] if slot in self._taken else slot.load
+            load = slot.load + self._taken.get(slot, 0) + self._offered.get(slot, 0)
             if load < least and not (load and (slot in slow or slot.is_held_up)):
                 best, least = slot, load
         if best is None:
@@ -49,6 +51,17 @@ class Places:
         place = Place(best, 1 if room > 1 else self._largest)
         self._taken[best] += place.share
         return place
+
+    def offer(self, slots: Sequence[Slot], depth: int) -> None:
+        """A claim is sent for these, of which each is to have `depth` tasks at most."""
+        if depth == 1:  # a task that may be long
+            self._offered = Counter(dict.fromkeys(slots, self._largest))
+        else:
+            self._offered = Counter(slots)
+
+    def withdraw(self) -> None:
+        """What the claim has brought has begun."""
+        self._offered = Counter()
 
     def give_back(self, place: Place) -> None:
         """The task has begun, or never will."""

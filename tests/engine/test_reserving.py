@@ -18,9 +18,11 @@ from tests.api.tasks import echo, hold
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
-async def test_a_slot_is_given_away_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slot_is_given_away_once(
+    fast_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a task would run, as its row says, and wait behind another for hours."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'lilota.db'}"
+    url = fast_database_url
     node, source = Lilota(url, number_of_processes=1), Lilota(url, number_of_processes=0)
     for lilota in (node, source):
         lilota.register(hold)
@@ -36,18 +38,20 @@ async def test_a_slot_is_given_away_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     async with asyncio.timeout(30), source, node:
         await node.result(await node.schedule(echo, 1))
-        held = await source.schedule(hold, str(tmp_path))
         monkeypatch.setattr(Writer, "_commit", slow_commit)
+        held = await source.schedule(hold, str(tmp_path))
         await claiming.wait()
         scheduling = asyncio.create_task(node.schedule(echo, 2))
         await asyncio.sleep(0)
         go_on.set()
-        await marked(tmp_path)
-        later = await scheduling
-        task = await node.get_task_by_id(later)
-        assert task is not None
-        assert (str(task.status), task.attempts) == ("pending", 0)
-        (tmp_path / "release").touch()
+        try:
+            await marked(tmp_path)
+            later = await scheduling
+            task = await node.get_task_by_id(later)
+            assert task is not None
+            assert (str(task.status), task.attempts) == ("pending", 0)
+        finally:
+            (tmp_path / "release").touch()
         assert await node.result(later) == 2
         assert await node.result(held) == "released"
 
