@@ -149,6 +149,7 @@ class Node:
             for writer in dict.fromkeys((self.writer, self._inserter)):
                 await writer.start()
                 parts.push_async_callback(writer.close)
+            parts.push_async_callback(self.rows.close)
             parts.push_async_callback(self._unique.close)
             parts.push_async_callback(self.events.close)
             for pool in self._pools.values():
@@ -198,16 +199,20 @@ class Node:
         """Whether new tasks are taken."""
         return self._accepting
 
+    @property
+    def is_of_this_loop(self) -> bool:
+        """Whether it was started in the event loop that runs now."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # what asyncio says in a fork
+            return False
+
     def check_loop(self) -> None:
         """Raise ConfigurationError elsewhere than in the event loop of `start()`.
 
         A process that was forked from it runs another one.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # what asyncio says in a fork
-            loop = None
-        if loop is not self._loop:
+        if not self.is_of_this_loop:
             raise ConfigurationError(
                 "lilota was started in another event loop, or before this process was forked, and "
                 "cannot be shared with it; start it in each worker process and each loop, as in "

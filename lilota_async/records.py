@@ -50,6 +50,8 @@ class Records:
             >>> task = await lilota.get_task_by_id(task_id)
             >>> print(task.status, task.progress_percentage, AddOutput(**task.output))
         """
+        if self._node is not None and self._node.is_of_this_loop:
+            return await self._node.rows.read(checked_id(task_id))
         from lilota_async.storage import queries
 
         return await queries.get_task(self._database(), checked_id(task_id))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
 
-from lilota_async.engine.events import LocalEnd, Subscription
+from lilota_async.engine.events import EndWaiter, LocalEnd, Subscription
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.engine.story import Story
 from lilota_async.errors import (
@@ -89,7 +89,7 @@ class Tasks(Records):
                 row = None
                 if event.status.is_final and not story.knows_log:
                     end = subscription and subscription.end
-                    row = end.copy() if end and end.copy else await self._read(task_id)
+                    row = end.copy() if end and end.copy else await self.get_task_by_id(task_id)
                 if row is not None and row.status is event.status:
                     told = story.tell_row(_status_event(row), row.log)
                 else:
@@ -102,8 +102,7 @@ class Tasks(Records):
 
         Raises TaskNotFound, and TimeoutError after `timeout` seconds: the task goes on.
         """
-        limit = None if timeout is None else checked_duration("timeout", timeout)
-        async with asyncio.timeout(limit):
+        async with _within(timeout):
             return cast("Task", await self._end(task_id))
 
     async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
@@ -115,8 +114,7 @@ class Tasks(Records):
             >>> task_id = await lilota.schedule(add, AddInput(a=2, b=3))
             >>> output: AddOutput = await lilota.result(task_id)
         """
-        limit = None if timeout is None else checked_duration("timeout", timeout)
-        async with asyncio.timeout(limit):
+        async with _within(timeout):
             end = await self._end(task_id, needs_row=False)
         output: Any
         if isinstance(end, LocalEnd):
@@ -147,8 +145,7 @@ class Tasks(Records):
             >>> if await lilota.cancel(task_id): ...
         """
         node = self._require_node("cancel()")
-        limit = None if timeout is None else checked_duration("timeout", timeout)
-        async with asyncio.timeout(limit):
+        async with _within(timeout):
             return await self._cancel(node, TaskId(checked_id(task_id)))
 
     async def _cancel(self, node: Node, task_id: TaskId[Any]) -> bool:
@@ -192,21 +189,23 @@ class Tasks(Records):
 
         While it runs on this node, that knows without reading when it ends.
         """
-        node, key = self._node, TaskId[Any](checked_id(task_id))
+        node, key = self._node, cast("TaskId[Any]", checked_id(task_id))  # any UUID will do
         if node is None:
             return await self._final("wait()", key)
-        attempt = node.running.find(key)
+        is_running = node.running.find(key) is not None
         while True:  # again, when its end has to be read, or somebody has put it back meanwhile
-            with node.events.subscribe(key, needs_row) as subscription:
-                if attempt is not None:
-                    subscription.begin(attempt.event())
-                else:
-                    task = await self._begin(subscription)
-                    if task.status.is_final:
+            waiter = EndWaiter(needs_row)
+            node.events.listen(key, waiter)
+            try:
+                if not is_running:
+                    task = await self._existing(key)
+                    if _status_event(task).status.is_final:
                         return task
-                async for _ in subscription:
-                    pass
-            end, attempt = subscription.end, None
+                    waiter.is_polled = True
+                end = await waiter.over
+            finally:
+                node.events.leave(key, waiter)
+            is_running = False
             if end is not None and not needs_row and end.finish.status is TaskStatus.COMPLETED:
                 return end
             if end is not None and end.copy is not None:
@@ -219,15 +218,15 @@ class Tasks(Records):
         if self._node is None:
             yield await self._final("watch()", key), None
             return
-        with self._node.events.subscribe(key) as subscription:
-            task = await self._begin(subscription)
-            yield task, None if task.status.is_final else subscription
-
-    async def _begin(self, subscription: Subscription) -> Task:
-        """Read the task after subscribing: nothing can happen unseen in between."""
-        task = await self._existing(subscription.task_id)
-        subscription.begin(_status_event(task))
-        return task
+        events, subscription = self._node.events, Subscription()
+        events.listen(key, subscription)
+        try:
+            task = await self._existing(key)
+            event = _status_event(task)
+            subscription.begin(event)
+            yield task, None if event.status.is_final else subscription
+        finally:
+            events.leave(key, subscription)
 
     async def _final(self, action: str, task_id: UUID) -> Task:
         """The task, of which only the end can be told without a node."""
@@ -243,16 +242,17 @@ class Tasks(Records):
         return self._node
 
     async def _existing(self, task_id: UUID) -> Task:
-        task = await self._read(task_id)
+        task = await self.get_task_by_id(task_id)
         if task is None:
             raise TaskNotFound(task_id)
         return task
 
-    async def _read(self, task_id: UUID) -> Task | None:
-        """The row, with those that others wait for at the same time."""
-        if self._node is None:
-            return await self.get_task_by_id(task_id)
-        return await self._node.rows.read(task_id)
+
+def _within(timeout: Duration | None) -> AbstractAsyncContextManager[object]:
+    """Bounds what is in it; most callers wait for as long as it takes."""
+    if timeout is None:
+        return nullcontext()
+    return asyncio.timeout(checked_duration("timeout", timeout))
 
 
 async def _no_events() -> AsyncIterator[TaskEvent]:

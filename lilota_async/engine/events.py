@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lilota_async.errors import NotRunning, StoreError
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
@@ -17,7 +17,8 @@ from lilota_async.storage.transitions import Finish
 if TYPE_CHECKING:
     from lilota_async.models.tables import Task
 
-States = dict[TaskId[Any], tuple[TaskStatus, int]]
+State = tuple[TaskStatus, int]
+States = dict[TaskId[Any], State]
 FIRST_POLL_SECONDS = 0.05
 LAST_POLL_SECONDS = 1.0
 QUEUE_LIMIT = 1000
@@ -33,21 +34,83 @@ class LocalEnd:
     copy: Callable[[], Task] | None
 
 
+class Listener(Protocol):
+    """One who waits for something to happen to a task."""
+
+    @property
+    def needs_row(self) -> bool: ...
+
+    @property
+    def is_polled(self) -> bool: ...
+
+    def put(self, event: TaskEvent, end: LocalEnd | None) -> None: ...
+
+    def let_go(self) -> None: ...
+
+    def compare(self, task_id: TaskId[Any], state: State) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class EndWaiter:
+    """Waits for the end of one task; of most tasks nobody wants to know more.
+
+    `over` is how it has ended, or None when that is to be read. What runs on this node is not
+    polled.
+    """
+
+    __slots__ = ("is_polled", "needs_row", "over")
+
+    def __init__(self, needs_row: bool) -> None:
+        self.needs_row = needs_row
+        self.is_polled = False
+        self.over: asyncio.Future[LocalEnd | None] = asyncio.get_running_loop().create_future()
+
+    def put(self, event: TaskEvent, end: LocalEnd | None) -> None:
+        if event.status.is_final:
+            self._be_over(end)
+
+    def let_go(self) -> None:
+        """It does not run on this node any more."""
+        self._be_over(None)
+
+    def compare(self, _task_id: TaskId[Any], state: State) -> None:
+        if state[0].is_final:
+            self._be_over(None)
+
+    def close(self) -> None:
+        """Nothing will come any more."""
+        if not self.over.done():
+            self.over.set_exception(_not_running())
+            self.over.exception()  # who has found it to be final needs not hear of that
+
+    def _be_over(self, end: LocalEnd | None) -> None:
+        if not self.over.done():
+            self.over.set_result(end)
+
+
 class Subscription:
     """The events of one task, as they come; a slow reader loses logs and progress, no status."""
 
-    __slots__ = ("_arrived", "_closed", "_events", "end", "last", "needs_row", "task_id")
+    __slots__ = ("_arrived", "_closed", "_events", "end", "last")
 
-    def __init__(self, task_id: TaskId[Any], needs_row: bool) -> None:
-        self.task_id = task_id
-        self.needs_row = needs_row
-        self.last: tuple[TaskStatus, int] | None = None
+    needs_row = True  # of which the log is told
+
+    def __init__(self) -> None:
+        self.last: State | None = None
         self.end: LocalEnd | None = None
         self._events: list[TaskEvent] = []
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def put(self, event: TaskEvent, end: LocalEnd | None = None) -> None:
+    @property
+    def is_polled(self) -> bool:
+        return self.last is not None
+
+    def let_go(self) -> None:
+        """The poll goes on."""
+
+    def put(self, event: TaskEvent, end: LocalEnd | None) -> None:
         self.end = end
         if event.kind == "status" or len(self._events) < QUEUE_LIMIT:
             self._events.append(event)
@@ -70,6 +133,18 @@ class Subscription:
             or (each.kind == "progress" and each.progress_percentage > event.progress_percentage)
         ]
 
+    def compare(self, task_id: TaskId[Any], state: State) -> None:
+        """The row says this: an event, unless it is known."""
+        if self.last is None or self.last == state or _is_older(state, self.last):
+            return
+        event = TaskEvent(
+            kind="progress" if self.last[0] is state[0] else "status",
+            task_id=task_id,
+            status=state[0],
+            progress_percentage=state[1],
+        )
+        self.put(event, None)
+
     def close(self) -> None:
         """Nothing will come any more."""
         self._closed = True
@@ -85,7 +160,7 @@ class Subscription:
                 if event.kind == "status" and event.status.is_final:
                     return
             if self._closed:
-                raise NotRunning("waiting for a task that has not ended")
+                raise _not_running()
 
 
 class Events:
@@ -93,50 +168,51 @@ class Events:
 
     def __init__(self, read_states: Callable[[Iterable[TaskId[Any]]], Awaitable[States]]) -> None:
         self._read_states = read_states
-        self._subscriptions: dict[TaskId[Any], set[Subscription]] = {}
+        self._listeners: dict[TaskId[Any], set[Listener]] = {}
         self._poll: asyncio.Task[None] | None = None
         self._closed = False
 
-    @contextlib.contextmanager
-    def subscribe(self, task_id: TaskId[Any], needs_row: bool = True) -> Iterator[Subscription]:
-        """A subscription for the time of the block; read the row after entering it.
-
-        `needs_row`: its end is to come with the row, where that spares reading it.
-        """
-        subscription = Subscription(task_id, needs_row)
-        self._subscriptions.setdefault(task_id, set()).add(subscription)
+    def listen(self, task_id: TaskId[Any], listener: Listener) -> None:
+        """Tell the listener from now on, until `leave()`; read the row after this."""
+        self._listeners.setdefault(task_id, set()).add(listener)
         if self._closed:
-            subscription.close()
+            listener.close()
         elif self._poll is None or self._poll.done():
             self._poll = asyncio.create_task(self._poll_states(), name="lilota events")
-        try:
-            yield subscription
-        finally:
-            others = self._subscriptions[task_id]
-            others.discard(subscription)
-            if not others:
-                del self._subscriptions[task_id]
+
+    def leave(self, task_id: TaskId[Any], listener: Listener) -> None:
+        """It waits no more."""
+        others = self._listeners[task_id]
+        others.discard(listener)
+        if not others:
+            del self._listeners[task_id]
 
     def is_watched(self, task_id: TaskId[Any]) -> bool:
         """Whether anyone waits for the task here."""
-        return bool(self._subscriptions) and task_id in self._subscriptions
+        return bool(self._listeners) and task_id in self._listeners
 
     def needs_row(self, task_id: TaskId[Any]) -> bool:
         """Whether anyone of them would read the row at its end."""
-        if not self._subscriptions:  # mostly nobody waits
+        if not self._listeners:  # mostly nobody waits
             return False
-        return any(each.needs_row for each in self._subscriptions.get(task_id, ()))
+        return any(each.needs_row for each in self._listeners.get(task_id, ()))
 
     def publish(self, event: TaskEvent, end: LocalEnd | None = None) -> None:
         """Tell everyone who waits for the task."""
-        for subscription in self._subscriptions.get(event.task_id, ()):
-            subscription.put(event, end)
+        for listener in self._listeners.get(event.task_id, ()):
+            listener.put(event, end)
+
+    def let_go(self, task_id: TaskId[Any]) -> None:
+        """The task does not run here any more: those who were not told its end have to read."""
+        if self._listeners:
+            for listener in self._listeners.get(task_id, ()):
+                listener.let_go()
 
     async def close(self) -> None:
         """Stop polling, and tell those who wait still."""
         self._closed = True
-        for subscription in itertools.chain.from_iterable(self._subscriptions.values()):
-            subscription.close()
+        for listener in itertools.chain.from_iterable(self._listeners.values()):
+            listener.close()
         if self._poll is not None:
             self._poll.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -144,10 +220,12 @@ class Events:
 
     async def _poll_states(self) -> None:
         pause = FIRST_POLL_SECONDS
-        while self._subscriptions:
+        while self._listeners:
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LAST_POLL_SECONDS)
-            asked = list(self._subscriptions)
+            asked = self._polled()
+            if not asked:
+                continue
             try:
                 states = await self._read_states(asked)
             except StoreError:
@@ -155,25 +233,27 @@ class Events:
             for task_id in asked:  # those that came meanwhile are no deleted ones
                 self._compare(task_id, states.get(task_id))
 
-    def _compare(self, task_id: TaskId[Any], state: tuple[TaskStatus, int] | None) -> None:
+    def _polled(self) -> list[TaskId[Any]]:
+        """What only the database tells about."""
+        return [
+            task_id
+            for task_id, listeners in self._listeners.items()
+            if any(listener.is_polled for listener in listeners)
+        ]
+
+    def _compare(self, task_id: TaskId[Any], state: State | None) -> None:
         if state is None:  # deleted meanwhile: for those who wait, it is over
             state = (TaskStatus.CANCELLED, 0)
         if not isinstance(state[0], TaskStatus):
             return  # edited by hand, or by a newer version: it may become something again
-        for subscription in self._subscriptions.get(task_id, ()):
-            last = subscription.last
-            if last is not None and last != state and not _is_older(state, last):
-                kind = "progress" if last[0] is state[0] else "status"
-                subscription.put(
-                    TaskEvent(
-                        kind=kind,  # type: ignore[arg-type]
-                        task_id=task_id,
-                        status=state[0],
-                        progress_percentage=state[1],
-                    )
-                )
+        for listener in self._listeners.get(task_id, ()):
+            listener.compare(task_id, state)
 
 
-def _is_older(state: tuple[TaskStatus, int], last: tuple[TaskStatus, int]) -> bool:
+def _is_older(state: State, last: State) -> bool:
     """A row that was read before a local event must not take it back."""
     return last[0].is_final or (state[0] is last[0] and state[1] < last[1])
+
+
+def _not_running() -> NotRunning:
+    return NotRunning("waiting for a task that has not ended")

@@ -158,11 +158,8 @@ class RunningAttempts:
         else:
             status = _status_after(transition)
             task_id = attempt.claimed.attempt.id
-            end = None
-            if isinstance(transition, Finish) and self._events.is_watched(task_id):
-                copy = written if callable(written) else None
-                end = LocalEnd(attempt.claimed.name, transition, copy)
-            self.tell(task_id, status, end)
+            if self._events.is_watched(task_id):
+                self.tell(task_id, status, _local_end(attempt.claimed.name, transition, written))
             if isinstance(transition, Finish) and (
                 transition.children or self._dependencies.in_use
             ):
@@ -196,6 +193,7 @@ class RunningAttempts:
         if self._unstarted and status is not None and status.is_final:
             self._unstarted.pop(task_id, None)
         del self._attempts[task_id]
+        self._events.let_go(task_id)
         attempt.be_over()
         if attempt.claimed.is_limited:
             self._spawn(self._on_place_free())
@@ -215,12 +213,11 @@ class RunningAttempts:
 
     def tell(self, task_id: TaskId[Any], status: TaskStatus, end: LocalEnd | None = None) -> None:
         """Tell those who wait for the task that it has this status now."""
-        if self._events.is_watched(task_id):
-            progress = 0 if end is None else end.finish.progress or 0
-            event = TaskEvent(
-                kind="status", task_id=task_id, status=status, progress_percentage=progress
-            )
-            self._events.publish(event, end)
+        progress = 0 if end is None else end.finish.progress or 0
+        event = TaskEvent(
+            kind="status", task_id=task_id, status=status, progress_percentage=progress
+        )
+        self._events.publish(event, end)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -230,3 +227,9 @@ class RunningAttempts:
 
 def _status_after(transition: Finish | Requeue) -> TaskStatus:
     return transition.status if isinstance(transition, Finish) else TaskStatus.PENDING
+
+
+def _local_end(name: str, transition: Transition, written: Written) -> LocalEnd | None:
+    if isinstance(transition, Requeue):
+        return None
+    return LocalEnd(name, transition, written if callable(written) else None)

@@ -39,7 +39,7 @@ _LOOKUP_SIZES = (1, 8, 64, 512)
 
 async def get_task(database: Database, task_id: UUID) -> Task | None:
     """The task with this id, or None."""
-    rows = await read(database, with_ids([task_id]))
+    rows = await read(database, select(Task).where(Task.id == task_id))
     return rows[0][0] if rows else None
 
 
@@ -187,19 +187,14 @@ async def _delete(database: Database, task_id: UUID) -> bool:
         raise database.translate(error) from error
 
 
-def with_ids(ids: list[UUID]) -> Select[Task]:
-    """The tasks with these ids."""
-    is_wanted = Task.id == ids[0] if len(ids) == 1 else Task.id.in_(_padded(ids))
-    return select(Task).where(is_wanted)
-
-
 def _lookups(ids: Sequence[UUID]) -> Iterator[list[UUID]]:
     largest = _LOOKUP_SIZES[-1]
     for start in range(0, len(ids), largest):
-        yield _padded(list(ids[start : start + largest]))
+        yield padded(list(ids[start : start + largest]))
 
 
-def _padded(ids: list[UUID]) -> list[UUID]:
+def padded(ids: list[UUID]) -> list[UUID]:
+    """So many of them that a statement for them comes in few lengths."""
     size = next(size for size in _LOOKUP_SIZES if size >= len(ids))
     return ids + [ids[-1]] * (size - len(ids))
 

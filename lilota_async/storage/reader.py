@@ -1,30 +1,39 @@
-"""Reading tasks that many wait for: in few statements, and the single one without much ado."""
+"""Reading tasks by their ids: together where many ask, and without much ado where one does."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, select, text
 
 from lilota_async.models.tables import Task
-from lilota_async.storage.database import Database
+from lilota_async.storage.database import Database, discard
 from lilota_async.storage.direct import Direct
-from lilota_async.storage.queries import ask, read, with_ids
-from lilota_async.storage.task_row import COLUMNS, task_of
+from lilota_async.storage.queries import ask, padded
+from lilota_async.storage.task_row import COLUMNS, task_of, task_with
+from lilota_async.storage.threaded import in_one_go
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _MOST_READ = 64
-_BY_IDS = text(f"SELECT {', '.join(COLUMNS)} FROM lilota_task WHERE id = ANY(CAST(:ids AS uuid[]))")
+_REST_SECONDS = 1.0
+_BY_ARRAY = text(
+    f"SELECT {', '.join(COLUMNS)} FROM lilota_task WHERE id = ANY(CAST(:ids AS uuid[]))"
+)
+_BY_LIST = select(*Task.__table__.columns).where(Task.id.in_(bindparam("ids", expanding=True)))
 
 
 class TaskReader:
     """Reads tasks by their ids: what is asked for during one read goes into the next together.
 
-    It belongs to one event loop.
+    A connection stays with it until nobody has asked for a moment, since taking one costs more
+    than such a read; but not one of an application's engine, which may have few. It belongs to
+    one event loop.
     """
 
     def __init__(self, database: Database) -> None:
@@ -32,6 +41,10 @@ class TaskReader:
         self._wanted: list[tuple[UUID, asyncio.Future[Task | None]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._direct = Direct() if database.dialect == "postgresql" else None
+        self._connect = self._keep if database.makes_connections else Database.connect
+        self._kept: AsyncConnection | None = None
+        self._is_resting = False
+        self._rest: asyncio.TimerHandle | None = None
 
     async def read(self, task_id: UUID) -> Task | None:
         """The task as it is now, for this caller alone, or None."""
@@ -41,6 +54,16 @@ class TaskReader:
             self._reading = self._database.start(self._read_wanted())
         task: Task | None = await wanted
         return task
+
+    async def close(self) -> None:
+        """Answer those who have asked, and give the connection back; none is kept any more."""
+        self._connect = Database.connect
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+        self._end_rest()
+        if self._kept is not None:
+            await self._database.undisturbed(self._kept.close())
+            self._kept = None
 
     async def _read_wanted(self) -> None:
         while self._wanted:
@@ -57,12 +80,6 @@ class TaskReader:
                 if not wanted.done():  # cancelled meanwhile
                     wanted.set_result(found.get(task_id))
 
-    async def _tasks(self, ids: list[UUID]) -> list[Task]:
-        direct = self._direct
-        if direct is not None:
-            return await ask(self._database, lambda c: _find(direct, c, ids))
-        return [row[0] for row in await read(self._database, with_ids(ids))]
-
     def _take(self) -> dict[UUID, asyncio.Future[Task | None]]:
         batch: dict[UUID, asyncio.Future[Task | None]] = {}
         left = []
@@ -74,6 +91,42 @@ class TaskReader:
         self._wanted = left
         return batch
 
+    async def _tasks(self, ids: list[UUID]) -> list[Task]:
+        return await ask(self._database, lambda c: in_one_go(c, self._find(c, ids)), self._connect)
 
-async def _find(direct: Direct, c: AsyncConnection, ids: list[UUID]) -> list[Task]:
-    return [task_of(row, c.dialect) for row in await direct.rows(c, _BY_IDS, {"ids": ids})]
+    async def _find(self, c: AsyncConnection, ids: list[UUID]) -> list[Task]:
+        if self._direct is not None:
+            rows = await self._direct.rows(c, _BY_ARRAY, {"ids": ids})
+            return [task_of(row, c.dialect) for row in rows]
+        return [task_with(row) for row in await c.execute(_BY_LIST, {"ids": padded(ids)})]
+
+    @asynccontextmanager
+    async def _keep(self, database: Database) -> AsyncIterator[AsyncConnection]:
+        """The connection that stays, or a new one when there is none or it has failed."""
+        connection = self._kept or await database.acquire_own()
+        self._kept = None
+        try:
+            yield connection
+        except BaseException:
+            await discard(connection)
+            await connection.close()
+            raise
+        self._kept = connection
+        self._is_resting = False
+        if self._rest is None:
+            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Once in a while: whether anybody has asked since."""
+        self._end_rest()
+        if self._kept is None or not self._is_resting:
+            self._is_resting = True
+            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._look)
+            return
+        self._database.start(self._kept.close())
+        self._kept = None
+
+    def _end_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None

@@ -1,8 +1,8 @@
-"""A task's row as the driver of PostgreSQL gives it, where the ORM would take longer than that."""
+"""Tasks made of their rows where the ORM would take longer than the statement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import make_transient_to_detached
@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 _COLUMNS = tuple(Task.__table__.columns)
+_KEYS = tuple(column.key for column in _COLUMNS)
 COLUMNS = tuple(column.name for column in _COLUMNS)
 
 
 def task_of(row: Any, dialect: Dialect) -> Task:
-    """The task as the ORM would give it, detached; the row has all COLUMNS."""
+    """The task of a row with all COLUMNS as the driver of PostgreSQL gives it."""
+    return task_with(
+        decode(value, dialect) if decode else value
+        for decode, value in zip(_DECODERS, row, strict=True)
+    )
+
+
+def task_with(values: Iterable[Any]) -> Task:
+    """The task with these values of all COLUMNS, detached, as the ORM would give it."""
     task = Task()
     # Where attributes are kept; set one by one, thirty of them take as long as the statement.
-    vars(task).update(
-        (name, decode(value, dialect) if decode else value)
-        for (name, decode), value in zip(_DECODERS, row, strict=True)
-    )
+    vars(task).update(zip(_KEYS, values, strict=True))
     make_transient_to_detached(task)
     return task
 
@@ -38,4 +44,4 @@ def _decoder(kind: TypeEngine[Any]) -> Callable[[Any, Dialect], Any] | None:
     return kind.process_result_value
 
 
-_DECODERS = [(column.key, _decoder(column.type)) for column in _COLUMNS]
+_DECODERS = [_decoder(column.type) for column in _COLUMNS]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from lilota_async import Lilota, Task, TaskId
@@ -71,7 +72,7 @@ def task_processes() -> set[int]:
 
 
 @asynccontextmanager
-async def session(url: str) -> AsyncIterator[AsyncSession]:
+async def session(url: str | URL) -> AsyncIterator[AsyncSession]:
     """A session of the application's own."""
     engine = create_async_engine(url)
     try:

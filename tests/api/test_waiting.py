@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from lilota_async import (
     Lilota,
+    Task,
     TaskCancelled,
     TaskEvent,
     TaskFailed,
@@ -20,7 +22,7 @@ from lilota_async import (
 )
 from lilota_async.errors import ConfigurationError, NotRunning, TaskNotFound
 from lilota_async.storage.reader import TaskReader
-from tests.api.support import DEADLINE, MakeLilota, marked, row, until
+from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, session, until
 from tests.api.tasks import (
     AddInput,
     AddOutput,
@@ -128,7 +130,88 @@ def make_blocked(lilota: Lilota) -> None:
 
 
 def _is_watching(lilota: Lilota, task_id: TaskId[Any]) -> bool:
-    return lilota._node is not None and task_id in lilota._node.events._subscriptions
+    return lilota._node is not None and task_id in lilota._node.events._listeners
+
+
+async def test_what_runs_here_is_not_polled(
+    pair: list[Lilota], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node knows when it ends; for those elsewhere the database is asked."""
+    task_id = await pair[0].schedule(hold, str(directory))
+    await marked(directory)
+    polls: list[Lilota] = []
+    for lilota in pair:
+        _note_polls(monkeypatch, lilota, polls)
+    waiting = [asyncio.ensure_future(lilota.wait(task_id)) for lilota in pair]
+    await until(lambda: len(polls) >= 3, "the polls")
+    assert set(polls) == {pair[1]}
+    (directory / "release").touch()
+    for task in await asyncio.gather(*waiting):
+        assert task.status is TaskStatus.COMPLETED
+
+
+def _note_polls(monkeypatch: pytest.MonkeyPatch, lilota: Lilota, polls: list[Lilota]) -> None:
+    assert lilota._node is not None
+    events = lilota._node.events
+    read_states = events._read_states
+
+    def noted(ids: Any) -> Any:
+        polls.append(lilota)
+        return read_states(ids)
+
+    monkeypatch.setattr(events, "_read_states", noted)
+
+
+async def test_an_end_that_is_not_written_here(pair: list[Lilota], directory: Path) -> None:
+    """Who waits for a task that others have taken over waits on for what they make of it."""
+    lilota = pair[0]
+    task_id = await lilota.schedule(hold, str(directory))
+    await marked(directory)
+    waiting = asyncio.ensure_future(lilota.wait(task_id))
+    await until(lambda: _is_watching(lilota, task_id), "the waiting")
+    await _edit(lilota, task_id, attempts=2)
+    (directory / "release").touch()
+    assert lilota._node is not None
+    running = lilota._node.running
+    await until(lambda: running.find(task_id) is None, "the end here")
+    await until(lambda: _is_watching(lilota, task_id), "waiting on")
+    assert not waiting.done()
+    await _edit(lilota, task_id, status=TaskStatus.CANCELLED)
+    assert (await waiting).status is TaskStatus.CANCELLED
+
+
+async def _edit(lilota: Lilota, task_id: TaskId[Any], **values: Any) -> None:
+    async with session(lilota._database().url) as editing:
+        await editing.execute(update(Task).where(Task.id == task_id).values(**values))
+        await editing.commit()
+
+
+async def test_waiting_between_the_end_and_what_follows_from_it(
+    make_lilota: MakeLilota, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is written and told when others are released; who comes then is told as well."""
+    lilota = make_lilota(hold, nothing)
+    async with lilota:
+        assert lilota._node is not None
+        on_end, let_go = lilota._node.dependencies.on_end, asyncio.Event()
+
+        async def held(task_id: TaskId[Any]) -> None:
+            await let_go.wait()
+            await on_end(task_id)
+
+        monkeypatch.setattr(lilota._node.dependencies, "on_end", held)
+        task_id = await lilota.schedule(hold, str(directory))
+        await marked(directory)
+        follower = await lilota.schedule(nothing, after=(task_id,))
+        (directory / "release").touch()
+        await row_when(lilota, task_id, lambda task: task.status == "completed")
+        waiting = asyncio.ensure_future(lilota.wait(task_id))
+        await until(lambda: _is_watching(lilota, task_id), "the waiting")
+        assert lilota._node.running.find(task_id) is not None
+        let_go.set()
+        async with asyncio.timeout(DEADLINE):
+            assert (await waiting).status is TaskStatus.COMPLETED
+            await lilota.wait(follower)
 
 
 async def test_timeout_of_wait(pair: list[Lilota], directory: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import QueuePool, inspect
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+import lilota_async.storage.reader as module
 from lilota_async.errors import StoreUnavailable
 from lilota_async.models import Task, TaskId, TaskStatus
 from lilota_async.storage.database import Database
@@ -16,40 +20,62 @@ from lilota_async.storage.queries import get_task
 from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Cost, Finish
+from tests.api.support import until
 from tests.storage.plans import recording
-from tests.storage.support import claim, insert, kill_others, new_task, transacting
+from tests.storage.support import (
+    checked_out,
+    claim,
+    insert,
+    kill_others,
+    new_task,
+    transacting,
+)
 
 pytestmark = pytest.mark.anyio
 
 WHEN = datetime(2020, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 
 
-async def test_each_gets_its_own_task(database: Database, store: Store) -> None:
+def is_kept(database: Database) -> bool:
+    """Whether anybody has a connection, from the pool or, with SQLite, in a thread."""
+    threads = [each for each in threading.enumerate() if "lilota-connection" in each.name]
+    return checked_out(database) > 0 or bool(threads)
+
+
+@pytest.fixture
+async def reader(database: Database) -> AsyncIterator[TaskReader]:
+    """One that has given its connection back at the end."""
+    reader = TaskReader(database)
+    yield reader
+    await reader.close()
+
+
+async def test_each_gets_its_own_task(database: Database, store: Store, reader: TaskReader) -> None:
     """Also one who asks for what another asks for, or for what is not there."""
     tasks = [new_task() for _ in range(100)]
     await insert(database, store, tasks)
-    reader = TaskReader(database)
     ids = [*(task.id for task in tasks), tasks[0].id, TaskId()]
     read = await asyncio.gather(*map(reader.read, ids))
     assert [task and task.id for task in read] == [*ids[:-1], None]
     assert read[0] is not read[100]
 
 
-async def test_many_share_a_statement(database: Database, store: Store) -> None:
+async def test_many_share_a_statement(database: Database, store: Store, reader: TaskReader) -> None:
     """Two batches of 64 at most, instead of a hundred reads."""
     tasks = [new_task() for _ in range(100)]
     await insert(database, store, tasks)
-    reader = TaskReader(database)
+    assert await reader.read(TaskId()) is None  # it has its connection
     with recording(database) as recorded:
         await asyncio.gather(*(reader.read(task.id) for task in tasks))
     assert len([sql for sql, _ in recorded.statements if "FROM lilota_task" in sql]) == 2
 
 
-async def test_what_is_asked_for_later_is_read_later(database: Database, store: Store) -> None:
+async def test_what_is_asked_for_later_is_read_later(
+    database: Database, store: Store, reader: TaskReader
+) -> None:
     """Nobody is given what was read before the question."""
     first, second = new_task(), new_task()
     await insert(database, store, [first])
-    reader = TaskReader(database)
     reading = asyncio.ensure_future(reader.read(first.id))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -58,11 +84,10 @@ async def test_what_is_asked_for_later_is_read_later(database: Database, store: 
     assert await reading is not None
 
 
-async def test_a_caller_who_goes_away(database: Database, store: Store) -> None:
+async def test_a_caller_who_goes_away(database: Database, store: Store, reader: TaskReader) -> None:
     """The others get their answers, and the connection goes back."""
     task = new_task()
     await insert(database, store, [task])
-    reader = TaskReader(database)
     gone, stays = (asyncio.ensure_future(reader.read(task.id)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
@@ -83,7 +108,9 @@ async def test_without_the_database() -> None:
     await database.close()
 
 
-async def test_a_lone_task_is_read_like_all_others(database: Database, store: Store) -> None:
+async def test_a_lone_task_is_read_like_all_others(
+    database: Database, store: Store, reader: TaskReader
+) -> None:
     """It has the same values of the same types, and is as detached and unchanged."""
     await insert(database, store, [new_task(input='{"a":[1.5,null]}', tags='["x"]', run_at=WHEN)])
     (claimed,) = await claim(database, store)
@@ -97,7 +124,7 @@ async def test_a_lone_task_is_read_like_all_others(database: Database, store: St
     async with transacting(database) as connection:
         assert await store.finish(connection, [failed]) == [True]
     task_id = claimed.attempt.id
-    task, wanted = await TaskReader(database).read(task_id), await get_task(database, task_id)
+    task, wanted = await reader.read(task_id), await get_task(database, task_id)
     assert task is not None
     assert wanted is not None
     for column in Task.__table__.columns:
@@ -109,14 +136,78 @@ async def test_a_lone_task_is_read_like_all_others(database: Database, store: St
     assert not inspect(task).unloaded
     assert inspect(task).identity == inspect(wanted).identity
     assert pickle.loads(pickle.dumps(task)).output == wanted.output
-    assert await TaskReader(database).read(TaskId()) is None
+    assert await reader.read(TaskId()) is None
 
 
-async def test_a_lone_read_survives_a_dead_connection(database: Database, store: Store) -> None:
+async def test_a_lone_read_survives_a_dead_connection(
+    database: Database, store: Store, reader: TaskReader
+) -> None:
     """It is read over another one."""
     task = new_task()
     await insert(database, store, [task])
-    reader = TaskReader(database)
     assert await reader.read(task.id) is not None
     await kill_others(Database(database.url))
     assert await reader.read(task.id) is not None
+
+
+async def test_one_connection_for_reads_that_follow_each_other(
+    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays taken out of the pool while somebody asks, and goes back a moment later."""
+    task = new_task()
+    await insert(database, store, [task])
+    taken: list[Database] = []
+    take = Database.acquire_own
+
+    async def noted(database: Database) -> AsyncConnection:
+        taken.append(database)
+        return await take(database)
+
+    monkeypatch.setattr(Database, "acquire_own", noted)
+    for _ in range(5):
+        assert await reader.read(task.id) is not None
+    assert taken == [database]
+    assert is_kept(database)
+    await until(lambda: not is_kept(database), "the end of the rest")
+
+
+async def test_reads_keep_it_for_longer(
+    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest begins anew with each of them."""
+    monkeypatch.setattr(module, "_REST_SECONDS", 0.1)
+    task = new_task()
+    await insert(database, store, [task])
+    for _ in range(20):
+        await reader.read(task.id)
+        assert is_kept(database)
+        await asyncio.sleep(0.02)
+    await until(lambda: not is_kept(database), "the end of the rest")
+    assert await reader.read(task.id) is not None
+
+
+async def test_a_connection_of_an_application_is_not_kept(database: Database, store: Store) -> None:
+    """Its pool may be small."""
+    task = new_task()
+    await insert(database, store, [task])
+    engine = create_async_engine(database.url)
+    reader = TaskReader(Database(engine=engine))
+    assert await reader.read(task.id) is not None
+    assert isinstance(engine.pool, QueuePool)
+    assert (engine.pool.checkedin(), engine.pool.checkedout()) == (1, 0)
+    await reader.close()
+    await engine.dispose()
+
+
+async def test_after_its_end_nothing_is_kept(
+    database: Database, store: Store, reader: TaskReader
+) -> None:
+    """As of a node that is just stopping: those who ask are answered all the same."""
+    task = new_task()
+    await insert(database, store, [task])
+    asking = asyncio.ensure_future(reader.read(task.id))
+    await asyncio.sleep(0)
+    await reader.close()
+    assert await asking is not None
+    assert await reader.read(task.id) is not None
+    assert not is_kept(database)

@@ -189,7 +189,7 @@ async def test_a_deleted_task_ends_its_streams(
     task_id = await lilota.schedule(add, 1)
     following = asyncio.create_task(all_events(client, task_id))
     async with asyncio.timeout(DEADLINE):
-        while task_id not in lilota._node.events._subscriptions:  # type: ignore[union-attr]
+        while task_id not in lilota._node.events._listeners:  # type: ignore[union-attr]
             await asyncio.sleep(0.01)
     assert await lilota.delete_task_by_id(task_id)
     events = await following
@@ -212,7 +212,7 @@ async def test_streams_poll_together(
         mark = directory / "mark"
         task_id = await runner.schedule(wait_for_mark, str(mark))
         streams = [asyncio.create_task(all_events(client, task_id)) for _ in range(200)]
-        subscriptions = reader._node.events._subscriptions  # type: ignore[union-attr]
+        subscriptions = reader._node.events._listeners  # type: ignore[union-attr]
         async with asyncio.timeout(DEADLINE):
             while len(subscriptions.get(TaskId(task_id), ())) < 200:
                 await asyncio.sleep(0.01)
