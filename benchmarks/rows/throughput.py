@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from benchmarks.baselines import BarePool
 from benchmarks.ledgers import Ledger, open_ledger
-from benchmarks.measure import compare, interleave, run_callers
+from benchmarks.measure import compare, interleave, run_callers, timed
 from benchmarks.settings import CALLERS, Context, Figure
-from benchmarks.tasks import AddInput, create_lilota
-from lilota_async import Lilota
+from benchmarks.tasks import AddInput, AddOutput, create_lilota
+from lilota_async import Lilota, TaskId
 
 TASKS = 10_000
 BULK_TASKS = 20_000
 BARE_CALLS = 5_000
 WARM_UP = 200
+_OTHER_WAYS = {
+    "1 b": "enqueued by schedule_many()",
+    "1 r": "each caller awaits its result()",
+    "1 g": "then the result() of all of them",
+}
 
 
 class EndToEnd:
@@ -45,8 +52,32 @@ class EndToEnd:
         await self._lilota.schedule_many("add", (AddInput(a=n, b=3) for n in range(count)))
         return await self._rate_since(started, count)
 
-    async def _schedule(self, number: int) -> None:
-        await self._lilota.schedule("add", AddInput(a=number, b=3))
+    async def results_rate(self, count: int) -> float:
+        """Tasks per second, where each of the callers awaits the result before its next task."""
+        await self._begin()
+
+        async def call(number: int) -> None:
+            await self._lilota.result(await self._schedule(number))
+
+        seconds = await run_callers(count, CALLERS, call)
+        await self._ledger.check_stored(count)
+        return count / seconds
+
+    async def later_results_rate(self, count: int) -> float:
+        """Tasks per second, where all results are asked for when all tasks are scheduled."""
+        await self._begin()
+        ids: list[TaskId[AddOutput]] = []
+
+        async def call(number: int) -> None:
+            ids.append(await self._schedule(number))
+
+        seconds = await run_callers(count, CALLERS, call)
+        seconds += await timed(asyncio.gather(*map(self._lilota.result, ids)))
+        await self._ledger.check_stored(count)
+        return count / seconds
+
+    async def _schedule(self, number: int) -> TaskId[AddOutput]:
+        return await self._lilota.schedule("add", AddInput(a=number, b=3))
 
     async def _begin(self) -> None:
         await (self._ledger.keep() if self._keeps_rows else self._ledger.clear())
@@ -72,16 +103,22 @@ async def on_postgresql(context: Context) -> list[Figure]:
     async with context.server.database() as url, end_to_end(url) as measured:
         what = "no-op tasks end to end, 100 callers, PostgreSQL"
         figure = await _against_bare_pool(context, measured, row="1", what=what)
-        rates = [await measured.bulk_rate(count) for _ in range(context.settings.repeats)]
+        sides = (measured.bulk_rate, measured.results_rate, measured.later_results_rate)
+        rates = await interleave(
+            context.settings.repeats, *(partial(side, count) for side in sides)
+        )
     return [
         figure,
-        Figure(
-            row="1 b",
-            what="the same, enqueued by schedule_many()",
-            aim="",
-            value=statistics.median(rates),
-            unit="tasks/s",
-            samples={"lilota": rates},
+        *(
+            Figure(
+                row=row,
+                what=f"the same, {how}",
+                aim="",
+                value=statistics.median(samples),
+                unit="tasks/s",
+                samples={"lilota": samples},
+            )
+            for (row, how), samples in zip(_OTHER_WAYS.items(), rates, strict=True)
         ),
     ]
 
