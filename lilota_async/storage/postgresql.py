@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from lilota_async.models.tables import Task
 from lilota_async.models.values import TaskId
 from lilota_async.storage import postgresql_sql as sql
 from lilota_async.storage.claimed import claimed
@@ -21,7 +19,7 @@ from lilota_async.storage.store import (
     in_order_of_keys,
     is_plain,
 )
-from lilota_async.storage.task_row import COLUMNS, task_of
+from lilota_async.storage.task_row import Copies, copies_of
 from lilota_async.storage.transitions import (
     Attempt,
     Claim,
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 # Where CLAIM returns them.
 _ATTEMPTS, _PID, _PLACE = 2, 10, 11
-Copies = dict[UUID | None, Callable[[], Task]]
-"""Of ends that are awaited, by the ids of the tasks."""
 
 
 class PostgresqlDialect(Dialect):
@@ -157,7 +153,7 @@ class PostgresqlStore(Store):
         statement = sql.FINISH_ONE_AWAITED if is_one else sql.FINISH_AWAITED
         rows = await self._direct.rows(c, statement, columns)
         count = rows[0][sql.COUNT] if rows else 0  # where one took none
-        return await self._written(c, finishes, count, _copies(c, rows))
+        return await self._written(c, finishes, count, copies_of(rows, c.dialect))
 
     async def finish_and_claim(
         self, c: AsyncConnection, finish: Finish, claim: Claim
@@ -165,7 +161,7 @@ class PostgresqlStore(Store):
         values = _ended(sql.AWAITED, [finish]) | _claimed_by(claim)
         rows = await self._direct.rows(c, sql.FINISH_ONE_AND_CLAIM, values)
         begun = [sql.as_claimed(row) for row in rows if row[sql.PLACE] is not None]
-        copies = _copies(c, [row for row in rows if row[sql.PLACE] is None])
+        copies = copies_of([row for row in rows if row[sql.PLACE] is None], c.dialect)
         (written,) = await self._written(c, [finish], rows[0][sql.COUNT], copies)
         return written, _begun(claim, begun)
 
@@ -272,10 +268,6 @@ def _begun(claim: Claim, rows: Iterable[Any]) -> list[ClaimedTask]:
         claimed(row, claim, row[_ATTEMPTS], row[_PID])
         for row in sorted(rows, key=itemgetter(_PLACE))
     ]
-
-
-def _copies(c: AsyncConnection, rows: Iterable[Any]) -> Copies:
-    return {row[sql.ID]: functools.partial(task_of, row[: len(COLUMNS)], c.dialect) for row in rows}
 
 
 def _ended(names: Collection[str], finishes: Sequence[Finish]) -> dict[str, Any]:

@@ -177,7 +177,6 @@ known AS (
     UNION ALL SELECT {_COLUMNS}, NULL FROM ended WHERE is_awaited)
 SELECT known.*, (SELECT COUNT(*) FROM ended) FROM (VALUES (1)) AS one LEFT JOIN known ON TRUE""")
 # Where those three return what, and what makes a row of the last one such as CLAIM returns.
-ID = COLUMNS.index("id")
 PLACE = len(COLUMNS)
 COUNT = -1
 as_claimed = itemgetter(*map(COLUMNS.index, [*CLAIMED_COLUMNS.split(", "), "pid"]), PLACE)

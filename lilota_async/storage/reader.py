@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -14,7 +16,7 @@ from lilota_async.models.tables import Task
 from lilota_async.storage.database import Database, discard
 from lilota_async.storage.direct import Direct
 from lilota_async.storage.queries import ask, padded
-from lilota_async.storage.task_row import COLUMNS, task_of, task_with
+from lilota_async.storage.task_row import COLUMNS, Copies, copies_of, task_with
 from lilota_async.storage.threaded import in_one_go
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class TaskReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._wanted: list[tuple[UUID, asyncio.Future[Task | None]]] = []
+        self._wanted: deque[tuple[UUID, asyncio.Future[Task | None]]] = deque()
         self._reading: asyncio.Task[None] | None = None
         self._direct = Direct() if database.dialect == "postgresql" else None
         self._connect = self._keep if database.makes_connections else Database.connect
@@ -67,38 +69,27 @@ class TaskReader:
 
     async def _read_wanted(self) -> None:
         while self._wanted:
-            batch = self._take()
+            batch = [self._wanted.popleft() for _ in range(min(_MOST_READ, len(self._wanted)))]
             try:
-                tasks = await self._tasks(list(batch))
+                copies = await self._copies(list({task_id for task_id, _ in batch}))
+                tasks = [copies[each]() if each in copies else None for each, _ in batch]
             except Exception as error:
-                for wanted in batch.values():
+                for _, wanted in batch:
                     if not wanted.done():
                         wanted.set_exception(error)
                 continue
-            found: dict[UUID, Task] = {task.id: task for task in tasks}
-            for task_id, wanted in batch.items():
+            for (_, wanted), task in zip(batch, tasks, strict=True):
                 if not wanted.done():  # cancelled meanwhile
-                    wanted.set_result(found.get(task_id))
+                    wanted.set_result(task)
 
-    def _take(self) -> dict[UUID, asyncio.Future[Task | None]]:
-        batch: dict[UUID, asyncio.Future[Task | None]] = {}
-        left = []
-        for task_id, wanted in self._wanted:
-            if len(batch) < _MOST_READ and task_id not in batch:
-                batch[task_id] = wanted
-            else:
-                left.append((task_id, wanted))
-        self._wanted = left
-        return batch
-
-    async def _tasks(self, ids: list[UUID]) -> list[Task]:
+    async def _copies(self, ids: list[UUID]) -> Copies:
         return await ask(self._database, lambda c: in_one_go(c, self._find(c, ids)), self._connect)
 
-    async def _find(self, c: AsyncConnection, ids: list[UUID]) -> list[Task]:
+    async def _find(self, c: AsyncConnection, ids: list[UUID]) -> Copies:
         if self._direct is not None:
-            rows = await self._direct.rows(c, _BY_ARRAY, {"ids": ids})
-            return [task_of(row, c.dialect) for row in rows]
-        return [task_with(row) for row in await c.execute(_BY_LIST, {"ids": padded(ids)})]
+            return copies_of(await self._direct.rows(c, _BY_ARRAY, {"ids": ids}), c.dialect)
+        rows = await c.execute(_BY_LIST, {"ids": padded(ids)})
+        return {row.id: partial(task_with, row) for row in rows}
 
     @asynccontextmanager
     async def _keep(self, database: Database) -> AsyncIterator[AsyncConnection]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy.orm import make_transient_to_detached
 from sqlalchemy.types import TypeDecorator
@@ -17,10 +19,17 @@ if TYPE_CHECKING:
 _COLUMNS = tuple(Task.__table__.columns)
 _KEYS = tuple(column.key for column in _COLUMNS)
 COLUMNS = tuple(column.name for column in _COLUMNS)
+_ID = COLUMNS.index("id")
+Copies = Mapping[UUID | None, Callable[[], Task]]
+"""What makes tasks of rows, anew for each who asks, by their ids."""
 
 
-def task_of(row: Any, dialect: Dialect) -> Task:
-    """The task of a row with all COLUMNS as the driver of PostgreSQL gives it."""
+def copies_of(rows: Iterable[Any], dialect: Dialect) -> Copies:
+    """Of rows that begin with all COLUMNS, as the driver of PostgreSQL gives them."""
+    return {row[_ID]: partial(_task_of, row[: len(COLUMNS)], dialect) for row in rows}
+
+
+def _task_of(row: Any, dialect: Dialect) -> Task:
     return task_with(
         decode(value, dialect) if decode else value
         for decode, value in zip(_DECODERS, row, strict=True)

@@ -70,6 +70,18 @@ async def test_many_share_a_statement(database: Database, store: Store, reader: 
     assert len([sql for sql, _ in recorded.statements if "FROM lilota_task" in sql]) == 2
 
 
+async def test_many_ask_for_one_task(database: Database, store: Store, reader: TaskReader) -> None:
+    """They share statements too, and each has a task of its own."""
+    task = new_task()
+    await insert(database, store, [task])
+    assert await reader.read(TaskId()) is None  # it has its connection
+    with recording(database) as recorded:
+        read = await asyncio.gather(*(reader.read(task.id) for _ in range(100)))
+    assert len({id(each) for each in read}) == 100
+    assert {each and each.id for each in read} == {task.id}
+    assert len([sql for sql, _ in recorded.statements if "FROM lilota_task" in sql]) == 2
+
+
 async def test_what_is_asked_for_later_is_read_later(
     database: Database, store: Store, reader: TaskReader
 ) -> None:
