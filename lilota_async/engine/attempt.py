@@ -95,6 +95,7 @@ class RunningAttempt:
         "intent",
         "is_slow",
         "slot",
+        "transition",
     )
 
     def __init__(
@@ -107,6 +108,8 @@ class RunningAttempt:
         """Whether nothing should wait behind it."""
         self.has_ended = False
         """Whether the task's code does not run any more."""
+        self.transition: Transition | None = None
+        """What is to be written of its end."""
         self._concluded: asyncio.Future[None] | None = None
         self._task = task
         self._serial = serial

@@ -106,7 +106,7 @@ class RunningAttempts:
     def put_back(self, claimed: ClaimedTask) -> None:
         """Nothing runs it here after all; the attempt is not counted."""
         back = Requeue(attempt=claimed.attempt, counted=False)
-        self._writer.end(back, lambda _written, _error: self._expect(0))
+        self._writer.end(back, lambda *_: self._expect(0))
 
     def stop(self, intent: Intent) -> None:
         """Interrupt all of them."""
@@ -139,15 +139,17 @@ class RunningAttempts:
             self._give_up(attempt, end)
         else:
             transition = self._put_back(attempt.claimed, end) if isinstance(end, Unstarted) else end
-            self._writer.end(transition, self._hear, attempt, transition)
+            attempt.transition = transition
+            self._writer.end(transition, self._hear, attempt)
 
     def _on_written(
         self,
         attempt: RunningAttempt,
-        transition: Transition,
         written: Written,
         error: Exception | None,
     ) -> None:
+        transition = attempt.transition
+        assert transition is not None
         if isinstance(transition, Requeue):
             self._expect(transition.delay_seconds)
         if error is not None and not isinstance(error, StoreUnavailable | NotRunning):
@@ -181,7 +183,7 @@ class RunningAttempts:
         task_id = attempt.claimed.attempt.id
         logger.error("Task %s could not be seen to its end", task_id, exc_info=error)
 
-        def on_written(written: Written, _error: Exception | None) -> None:
+        def on_written(_about: None, written: Written, _error: Exception | None) -> None:
             if written:
                 self.tell(task_id, TaskStatus.FAILED)
             self._forget(attempt, TaskStatus.FAILED if written else None)

@@ -59,6 +59,10 @@ class LateRow(Protocol):
     def on_given_up(self) -> None: ...
 
 
+Tell = Callable[[Any, Any, Exception | None], None]
+"""Called with what it is about, with what came of that, and with an error or None."""
+
+
 class Told(msgspec.Struct, gc=False):
     """Stands where a future would, for somebody who is told at once and cannot go away.
 
@@ -66,8 +70,8 @@ class Told(msgspec.Struct, gc=False):
     each attempt that ends, and full collections come the sooner the more there are.
     """
 
-    tell: Callable[..., None]
-    about: tuple[Any, ...] = ()
+    tell: Tell
+    about: Any = None
     is_done: bool = False
 
     def done(self) -> bool:
@@ -82,18 +86,28 @@ class Told(msgspec.Struct, gc=False):
     def _set(self, outcome: Any, error: Exception | None) -> None:
         self.is_done = True
         try:
-            self.tell(*self.about, outcome, error)
+            self.tell(self.about, outcome, error)
         except Exception:  # the others of the flush have outcomes as well
             _logger.exception("The outcome of a write was not heard")
 
 
-class Operation(msgspec.Struct, kw_only=True, eq=False):
+def _tell_nobody(_about: Any, _outcome: Any, _error: Exception | None) -> None:
+    pass
+
+
+_HEARD = Told(_tell_nobody, is_done=True)
+
+
+class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """One call that waits for its commit, or for its `deadline` on the clock of the loop.
 
     What it writes is its `value`, or is only known when it is sent for the first time: of a
     `late_row`, and of a claim, whose value is called then. It is `sent` while a flush with it is
     under way, and `in_doubt` after the answer of its commit was lost. `losses` counts the
     connections that broke on it.
+
+    The garbage collector does not know of it either. So it lets go of whom it has told: an error
+    has a traceback, in whose frames there are operations.
     """
 
     kind: Kind
@@ -153,8 +167,9 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
         """Tell what came of it."""
         if self.late_row is not None:
             self.late_row.on_written(outcome)
-        if not self.future.done():
-            self.future.set_result(outcome)
+        future, self.future = self.future, _HEARD
+        if not future.done():
+            future.set_result(outcome)
 
     def unwritten(self, database: str) -> StoreError:
         """What to tell the caller when the database of this name did not take it in time."""
@@ -176,8 +191,9 @@ class Operation(msgspec.Struct, kw_only=True, eq=False):
         """Give the caller the error, if it still waits."""
         if self.late_row is not None:
             self.late_row.on_given_up()
-        if not self.future.done():
-            self.future.set_exception(error)
+        future, self.future = self.future, _HEARD
+        if not future.done():
+            future.set_exception(error)
 
 
 def _new_tasks(kind: Kind, value: Any) -> Sequence[NewTask]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from lilota_async.models.values import TaskId
@@ -109,7 +109,7 @@ class PostgresqlStore(Store):
         # Most batches have no keys at all.
         is_keyed = any(task.unique_key is not None for task in tasks)
         tasks = in_order_of_keys(tasks) if is_keyed else tasks
-        columns = _columns(sql.NEW, map(_new_row, tasks))
+        columns = _arrays(_NEW, tasks)
         told = {"announced": self.has_listeners, "origin": self._origin_of(tasks)}
         ((inserted_keyed, written, _),) = await self._direct.rows(c, sql.INSERT, columns | told)
         paused = await self._not_begun(c, tasks) if written < len(tasks) else set()
@@ -119,8 +119,7 @@ class PostgresqlStore(Store):
         return paused | (keyed - set(inserted_keyed))
 
     async def _insert_one(self, c: AsyncConnection, task: NewTask) -> set[TaskId[Any]]:
-        values = dict(zip(sql.NEW, _new_row(task), strict=True))
-        if await self._direct.rows(c, sql.INSERT_ONE, values):
+        if await self._direct.rows(c, sql.INSERT_ONE, _row(_NEW, task)):
             return set()
         return {task.id} if task.unique_key is not None else await self._not_begun(c, [task])
 
@@ -145,11 +144,11 @@ class PostgresqlStore(Store):
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> Sequence[Written]:
         is_one = len(finishes) == 1
         if not any(finish.is_awaited for finish in finishes):
-            columns = _ended(sql.ENDED, finishes)
+            columns = _row(_ENDED, finishes[0]) if is_one else _arrays(_ENDED, finishes)
             statement = sql.FINISH_ONE if is_one else sql.FINISH
             count = await self._direct.count(c, statement, columns)
             return await self._written(c, finishes, count, {})
-        columns = _ended(sql.AWAITED, finishes)
+        columns = _row(_AWAITED, finishes[0]) if is_one else _arrays(_AWAITED, finishes)
         statement = sql.FINISH_ONE_AWAITED if is_one else sql.FINISH_AWAITED
         rows = await self._direct.rows(c, statement, columns)
         count = rows[0][sql.COUNT] if rows else 0  # where one took none
@@ -158,7 +157,7 @@ class PostgresqlStore(Store):
     async def finish_and_claim(
         self, c: AsyncConnection, finish: Finish, claim: Claim
     ) -> tuple[Written, list[ClaimedTask]]:
-        values = _ended(sql.AWAITED, [finish]) | _claimed_by(claim)
+        values = _row(_AWAITED, finish) | _claimed_by(claim)
         rows = await self._direct.rows(c, sql.FINISH_ONE_AND_CLAIM, values)
         begun = [sql.as_claimed(row) for row in rows if row[sql.PLACE] is not None]
         copies = copies_of([row for row in rows if row[sql.PLACE] is None], c.dialect)
@@ -219,38 +218,73 @@ class PostgresqlStore(Store):
         }
 
 
-def _columns(names: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+class Column(NamedTuple):
+    """Where the value of a statement's parameter comes from, and what it has to be."""
+
+    get: Callable[[Any], Any]
+    convert: Callable[[Any], Any] | None = None
+
+
+def _from(names: Iterable[str], **sources: str | tuple[str, Callable[[Any], Any]]) -> Columns:
+    """The columns of these names, from attributes of that name, or from another source."""
+    columns = {}
+    for name in names:
+        source = sources.get(name, name)
+        path, convert = (source, None) if isinstance(source, str) else source
+        columns[name] = Column(attrgetter(path), convert)
+    return columns
+
+
+Columns = Mapping[str, Column]
+_NEW = _from(
+    sql.NEW,
+    delay=("delay_seconds", float),
+    timeout=("timeout_seconds", float),
+    unique_seconds=("unique_seconds", float),
+)
+_AWAITED = _from(
+    sql.AWAITED,
+    id="attempt.id",
+    attempt="attempt.number",
+    owner="attempt.node_id",
+    status=("status", str),
+    cpu=("cost.cpu_seconds", float),
+    memory="cost.peak_memory_bytes",
+    log="cost.log",
+)
+_ENDED = {name: _AWAITED[name] for name in sql.ENDED}
+
+
+def _row(columns: Columns, item: Any) -> dict[str, Any]:
+    """The values of one row."""
+    return {
+        name: get(item) if convert is None else _converted(convert, get(item))
+        for name, (get, convert) in columns.items()
+    }
+
+
+def _arrays(columns: Columns, items: Sequence[Any]) -> dict[str, Any]:
     """The columns as arrays, as short as can be: the driver takes long for each value."""
-    ids, *others = zip(*rows, strict=True)
-    return dict(zip(names, (list(ids), *map(_shortened, others)), strict=True))
+    arrays: dict[str, Any] = {}
+    for name, (get, convert) in columns.items():
+        values = list(map(get, items))
+        if arrays:  # the first one tells how many rows there are
+            values = _shortened(values)
+        if convert is not None:
+            values = [_converted(convert, value) for value in values]
+        arrays[name] = values
+    return arrays
 
 
-def _shortened(values: tuple[Any, ...]) -> list[Any]:
+def _shortened(values: list[Any]) -> list[Any]:
     first = values[0]
     if values.count(first) < len(values):
-        return list(values)
+        return values
     return [] if first is None else [first]
 
 
-def _new_row(task: NewTask) -> tuple[Any, ...]:
-    """The values of `sql.NEW`."""
-    return (
-        task.id,
-        task.name,
-        task.priority,
-        float(task.delay_seconds),
-        task.run_at,
-        task.input,
-        task.max_attempts,
-        _float(task.timeout_seconds),
-        task.tags,
-        task.unique_key,
-        _float(task.unique_seconds),
-        task.concurrency_key,
-        task.node_id,
-        task.pid,
-        task.nominal_time,
-    )
+def _converted(convert: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else convert(value)
 
 
 def _claimed_by(claim: Claim) -> dict[str, Any]:
@@ -268,33 +302,6 @@ def _begun(claim: Claim, rows: Iterable[Any]) -> list[ClaimedTask]:
         claimed(row, claim, row[_ATTEMPTS], row[_PID])
         for row in sorted(rows, key=itemgetter(_PLACE))
     ]
-
-
-def _ended(names: Collection[str], finishes: Sequence[Finish]) -> dict[str, Any]:
-    """What the statements for one end, or for many, take under these names."""
-    rows = (_ended_row(finish)[: len(names)] for finish in finishes)
-    if len(finishes) == 1:
-        return dict(zip(names, next(rows), strict=True))
-    return _columns(names, rows)
-
-
-def _ended_row(finish: Finish) -> tuple[Any, ...]:
-    """The values of `sql.AWAITED`, whose last one `sql.ENDED` has not."""
-    attempt, cost = finish.attempt, finish.cost
-    return (
-        attempt.id,
-        attempt.number,
-        attempt.node_id,
-        str(finish.status),
-        finish.progress,
-        finish.output,
-        finish.exception,
-        finish.failures,
-        _float(cost.cpu_seconds),
-        cost.peak_memory_bytes,
-        cost.log,
-        finish.is_awaited,
-    )
 
 
 def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:

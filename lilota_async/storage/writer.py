@@ -21,7 +21,8 @@ from lilota_async.storage.batch import Turns, apply, is_atomic, prepared, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
-from lilota_async.storage.operation import Kind, LateRow, Operation, Told, payload_size
+from lilota_async.storage.operation import Kind, LateRow, Operation, Tell, Told, payload_size
+from lilota_async.storage.outcomes import Outcomes
 from lilota_async.storage.store import Store
 from lilota_async.storage.threaded import in_one_go
 from lilota_async.storage.transitions import (
@@ -29,6 +30,7 @@ from lilota_async.storage.transitions import (
     BoundedInsert,
     Claim,
     Claimed,
+    ClaimedTask,
     Finish,
     LimitedClaim,
     NewTask,
@@ -79,6 +81,7 @@ class Writer:
         self._queue: list[Operation] = []
         self._turns = Turns(store.turns)
         self._in_flight: list[Operation] = []
+        self._outcomes = Outcomes(self._put_back)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -175,7 +178,7 @@ class Writer:
             raise StoreUnavailable("The database is away; claim again when it is back")
         return cast("Claimed", await self._submit(self._operation(Kind.CLAIM, choose)))
 
-    def end(self, end: Finish | Requeue, tell: Callable[..., None], *about: Any) -> None:
+    def end(self, end: Finish | Requeue, tell: Tell, about: Any = None) -> None:
         """Write the end of an attempt; `tell` is called with `about` and what came of that.
 
         That is a Written, False when the attempt is fenced off, and an error or None:
@@ -225,6 +228,7 @@ class Writer:
         )
 
     def _submit(self, operation: Operation) -> asyncio.Future[Any]:
+        future = operation.future
         if self._task is None or self._closing:
             operation.fail(NotRunning("Writing to the database"))
         elif self._task.done():
@@ -232,7 +236,7 @@ class Writer:
         else:
             self._queue.append(operation)
             self._wake.set()
-        return cast("asyncio.Future[Any]", operation.future)
+        return cast("asyncio.Future[Any]", future)
 
     async def _run(self) -> None:
         while not (self._closing and not self._queue):
@@ -249,12 +253,14 @@ class Writer:
             except Exception as error:
                 # A mistake in here must not leave callers waiting for ever.
                 _logger.exception("A flush failed in an unforeseen way")
+                self._outcomes.tell_at_once()
                 for operation in self._in_flight:
                     operation.fail(error)
             finally:
                 self._flushing_since = None
             is_claim = any(operation.kind is Kind.CLAIM for operation in self._in_flight)
             self._in_flight = []
+            await self._outcomes.tell()
             if is_claim and self._queue:
                 await asyncio.sleep(0)  # what it brought tells where the next rows find a place
 
@@ -285,11 +291,11 @@ class Writer:
             else:
                 middle = len(batch) // 2
                 await self._flush(batch[:middle])
+                self._outcomes.tell_at_once()  # the other part may take long
                 await self._flush(batch[middle:])
         else:
             self._link.confirm()
-            for operation, outcome in zip(batch, outcomes, strict=True):
-                self._settle(operation, outcome)
+            self._outcomes.add(batch, outcomes)
 
     async def _commit(self, connection: AsyncConnection, batch: list[Operation]) -> list[Any]:
         """One transaction, or one statement that is a transaction by itself."""
@@ -326,16 +332,10 @@ class Writer:
             for operation in batch:
                 operation.sent = False
 
-    def _settle(self, operation: Operation, outcome: Any) -> None:
-        if operation.kind is Kind.CLAIM and operation.future.done():
-            # Nobody is there to run them any more, so they go back uncounted.
-            for task in outcome.tasks:
-                requeue = Requeue(attempt=task.attempt, counted=False)
-                self._queue.append(self._operation(Kind.REQUEUE, requeue))
-        elif isinstance(outcome, Exception):
-            operation.fail(outcome)
-        else:
-            operation.succeed(outcome)
+    def _put_back(self, task: ClaimedTask) -> None:
+        """Nobody is there to run it any more, so it goes back uncounted."""
+        requeue = Requeue(attempt=task.attempt, counted=False)
+        self._queue.append(self._operation(Kind.REQUEUE, requeue))
 
     async def _lost(self, batch: Sequence[Operation], error: Exception) -> None:
         """Keep the batch for later, in front of what came after it; claims fail now."""
@@ -369,6 +369,7 @@ class Writer:
         self._queue[:] = [operation for operation in self._queue if not operation.is_abandoned]
 
     def _on_end(self, _task: asyncio.Task[None]) -> None:
+        self._outcomes.tell_at_once()
         if not self._closing:  # cancelled with all other tasks, as by the end of asyncio.run()
             for operation in (*self._in_flight, *self._queue):
                 operation.fail(operation.unwritten(self._database.name))

@@ -75,9 +75,9 @@ def _plant_after_finish(hit: Callable[[], None]) -> None:
 
     end = Writer.end
 
-    def patched(self: Writer, value: Any, tell: Any, *about: Any) -> None:
-        def told(written: Any, error: Exception | None) -> None:
-            tell(*about, written, error)
+    def patched(self: Writer, value: Any, tell: Any, about: Any = None) -> None:
+        def told(_about: None, written: Any, error: Exception | None) -> None:
+            tell(about, written, error)
             if written:
                 hit()
 

@@ -60,7 +60,7 @@ def finish_before_run() -> None:
 
     def patched(self: Any, claimed: Any, slot: Any) -> None:
         end = Finish(attempt=claimed.attempt, status=TaskStatus.COMPLETED, progress=100, output="0")
-        self._writer.end(end, lambda _written, _error: None)
+        self._writer.end(end, lambda *_: None)
         begin(self, claimed, slot)
 
     RunningAttempts.begin = patched  # type: ignore[method-assign]

@@ -46,7 +46,7 @@ def ended(writer: Writer, end: Finish | Requeue) -> asyncio.Future[Written]:
     """Write the end of an attempt; the future is whether it was written."""
     future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
 
-    def told(written: Written, error: Exception | None) -> None:
+    def told(_about: None, written: Written, error: Exception | None) -> None:
         if error is None:
             future.set_result(written)
         else:
