@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from lilota_async.storage.operation import Kind, Operation
 from lilota_async.storage.transitions import ClaimedTask
+
+_logger = logging.getLogger("lilota_async")
 
 _MOST_TOLD = 64  # without others in between: some milliseconds
 
@@ -41,10 +44,18 @@ class Outcomes:
     def _tell(self, count: int) -> None:
         for _ in range(min(count, len(self._left))):
             operation, outcome = self._left.popleft()
-            if operation.kind is Kind.CLAIM and operation.future.done():
-                for task in outcome.tasks:
-                    self._put_back(task)
-            elif isinstance(outcome, Exception):
-                operation.fail(outcome)
-            else:
-                operation.succeed(outcome)
+            try:
+                self._tell_one(operation, outcome)
+            except Exception as error:
+                # A mistake of who hears it must not keep others from hearing theirs.
+                _logger.exception("The outcome of a write was not heard")
+                operation.fail(error)
+
+    def _tell_one(self, operation: Operation, outcome: Any) -> None:
+        if operation.kind is Kind.CLAIM and operation.future.done():
+            for task in outcome.tasks:
+                self._put_back(task)
+        elif isinstance(outcome, Exception):
+            operation.fail(outcome)
+        else:
+            operation.succeed(outcome)

@@ -73,6 +73,32 @@ async def test_all_are_told_after_a_cancellation() -> None:
     assert len(heard) == MANY
 
 
+async def test_one_that_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake of who hears it is logged, its caller has the error, and the others theirs."""
+
+    class Row:
+        task, has_place = new_task(), False
+
+        def choose(self) -> None: ...
+
+        def on_written(self, _refused: set[TaskId[Any]]) -> None:
+            raise RuntimeError("a mistake")
+
+        def on_given_up(self) -> None: ...
+
+    loop = asyncio.get_running_loop()
+    wrong = Operation(kind=Kind.INSERT, value=None, future=loop.create_future(), late_row=Row())
+    right = Operation(kind=Kind.INSERT, value=None, future=loop.create_future())
+    futures: list[Any] = [wrong.future, right.future]
+    outcomes = Outcomes(refuse)
+    outcomes.add([wrong, right], [set(), set()])
+    await outcomes.tell()
+    with pytest.raises(RuntimeError, match="a mistake"):
+        await futures[0]
+    assert await futures[1] == set()
+    assert "was not heard" in caplog.text
+
+
 async def test_what_nobody_waits_for_any_more_is_put_back() -> None:
     """A claim whose caller has gone away brought tasks that somebody has to run."""
     back: list[ClaimedTask] = []
