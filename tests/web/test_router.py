@@ -236,6 +236,7 @@ async def test_without_a_database(
         raise StoreUnavailable("postgresql://secret-host/app cannot be used")
 
     monkeypatch.setattr("lilota_async.storage.queries.read", refuse)
+    monkeypatch.setattr("lilota_async.storage.reader.ask", refuse)
     monkeypatch.setattr("lilota_async.storage.browsing.read", refuse)
     for path in ("/tasks/", f"/tasks/{NOWHERE}", f"/tasks/{NOWHERE}/events"):
         answer = await client.get(path)
