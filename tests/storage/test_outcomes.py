@@ -20,7 +20,7 @@ from tests.storage.support import new_task
 
 pytestmark = pytest.mark.anyio
 
-MANY = 300
+MANY = 600
 
 
 def refuse(_task: ClaimedTask) -> None:
