@@ -62,7 +62,8 @@ class TaskReader:
         self._connect = Database.connect
         if self._reading is not None:
             await asyncio.wait([self._reading])
-        self._end_rest()
+        if self._rest is not None:
+            self._rest.cancel()
         if self._kept is not None:
             await self._database.undisturbed(self._kept.close())
             self._kept = None
@@ -104,20 +105,20 @@ class TaskReader:
             raise
         self._kept = connection
         self._is_resting = False
-        if self._rest is None:
-            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._look)
+        self._rest_on()
 
     def _look(self) -> None:
         """Once in a while: whether anybody has asked since."""
-        self._end_rest()
-        if self._kept is None or not self._is_resting:
+        self._rest = None
+        if self._kept is None:
+            return  # it is in use, or has failed
+        if self._is_resting:
+            self._database.start(self._kept.close())
+            self._kept = None
+        else:
             self._is_resting = True
-            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._look)
-            return
-        self._database.start(self._kept.close())
-        self._kept = None
+            self._rest_on()
 
-    def _end_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+    def _rest_on(self) -> None:
+        if self._rest is None:
+            self._rest = asyncio.get_running_loop().call_later(_REST_SECONDS, self._look)

@@ -13,7 +13,7 @@ from sqlalchemy import QueuePool, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import lilota_async.storage.reader as module
-from lilota_async.errors import StoreUnavailable
+from lilota_async.errors import SchemaMissing, StoreUnavailable
 from lilota_async.models import Task, TaskId, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.queries import get_task
@@ -28,6 +28,7 @@ from tests.storage.support import (
     insert,
     kill_others,
     new_task,
+    raw,
     transacting,
 )
 
@@ -196,6 +197,21 @@ async def test_reads_keep_it_for_longer(
         await asyncio.sleep(0.02)
     await until(lambda: not is_kept(database), "the end of the rest")
     assert await reader.read(task.id) is not None
+
+
+async def test_after_an_error_nothing_is_kept(
+    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the connection nor the look after it."""
+    monkeypatch.setattr(module, "_REST_SECONDS", 0.05)
+    task = new_task()
+    await insert(database, store, [task])
+    assert await reader.read(task.id) is not None
+    await raw(database, "DROP TABLE lilota_task")
+    with pytest.raises(SchemaMissing):
+        await reader.read(task.id)
+    assert not is_kept(database)
+    await until(lambda: reader._rest is None, "the end of the rest")
 
 
 async def test_a_connection_of_an_application_is_not_kept(database: Database, store: Store) -> None:
