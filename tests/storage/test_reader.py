@@ -19,7 +19,7 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.queries import get_task
 from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Cost, Finish
+from lilota_async.storage.transitions import Cost, Finish, NewTask
 from tests.api.support import until
 from tests.storage.plans import recording
 from tests.storage.support import (
@@ -51,6 +51,14 @@ async def reader(database: Database) -> AsyncIterator[TaskReader]:
     await reader.close()
 
 
+@pytest.fixture
+async def task(database: Database, store: Store) -> NewTask:
+    """One that is in the database."""
+    task = new_task()
+    await insert(database, store, [task])
+    return task
+
+
 async def test_each_gets_its_own_task(database: Database, store: Store, reader: TaskReader) -> None:
     """Also one who asks for what another asks for, or for what is not there."""
     tasks = [new_task() for _ in range(100)]
@@ -71,10 +79,8 @@ async def test_many_share_a_statement(database: Database, store: Store, reader: 
     assert len([sql for sql, _ in recorded.statements if "FROM lilota_task" in sql]) == 2
 
 
-async def test_many_ask_for_one_task(database: Database, store: Store, reader: TaskReader) -> None:
+async def test_many_ask_for_one_task(database: Database, task: NewTask, reader: TaskReader) -> None:
     """They share statements too, and each has a task of its own."""
-    task = new_task()
-    await insert(database, store, [task])
     assert await reader.read(TaskId()) is None  # it has its connection
     with recording(database) as recorded:
         read = await asyncio.gather(*(reader.read(task.id) for _ in range(100)))
@@ -97,10 +103,8 @@ async def test_what_is_asked_for_later_is_read_later(
     assert await reading is not None
 
 
-async def test_a_caller_who_goes_away(database: Database, store: Store, reader: TaskReader) -> None:
+async def test_a_caller_who_goes_away(task: NewTask, reader: TaskReader) -> None:
     """The others get their answers, and the connection goes back."""
-    task = new_task()
-    await insert(database, store, [task])
     gone, stays = (asyncio.ensure_future(reader.read(task.id)) for _ in range(2))
     await asyncio.sleep(0)
     gone.cancel()
@@ -153,22 +157,18 @@ async def test_a_lone_task_is_read_like_all_others(
 
 
 async def test_a_lone_read_survives_a_dead_connection(
-    database: Database, store: Store, reader: TaskReader
+    database: Database, task: NewTask, reader: TaskReader
 ) -> None:
     """It is read over another one."""
-    task = new_task()
-    await insert(database, store, [task])
     assert await reader.read(task.id) is not None
     await kill_others(Database(database.url))
     assert await reader.read(task.id) is not None
 
 
 async def test_one_connection_for_reads_that_follow_each_other(
-    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+    database: Database, task: NewTask, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays taken out of the pool while somebody asks, and goes back a moment later."""
-    task = new_task()
-    await insert(database, store, [task])
     taken: list[Database] = []
     take = Database.acquire_own
 
@@ -185,12 +185,10 @@ async def test_one_connection_for_reads_that_follow_each_other(
 
 
 async def test_reads_keep_it_for_longer(
-    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+    database: Database, task: NewTask, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest begins anew with each of them."""
     monkeypatch.setattr(module, "_REST_SECONDS", 0.1)
-    task = new_task()
-    await insert(database, store, [task])
     for _ in range(20):
         await reader.read(task.id)
         assert is_kept(database)
@@ -200,12 +198,10 @@ async def test_reads_keep_it_for_longer(
 
 
 async def test_after_an_error_nothing_is_kept(
-    database: Database, store: Store, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
+    database: Database, task: NewTask, reader: TaskReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the connection nor the look after it."""
     monkeypatch.setattr(module, "_REST_SECONDS", 0.05)
-    task = new_task()
-    await insert(database, store, [task])
     assert await reader.read(task.id) is not None
     await raw(database, "DROP TABLE lilota_task")
     with pytest.raises(SchemaMissing):
@@ -214,10 +210,10 @@ async def test_after_an_error_nothing_is_kept(
     await until(lambda: reader._rest is None, "the end of the rest")
 
 
-async def test_a_connection_of_an_application_is_not_kept(database: Database, store: Store) -> None:
+async def test_a_connection_of_an_application_is_not_kept(
+    database: Database, task: NewTask
+) -> None:
     """Its pool may be small."""
-    task = new_task()
-    await insert(database, store, [task])
     engine = create_async_engine(database.url)
     reader = TaskReader(Database(engine=engine))
     assert await reader.read(task.id) is not None
@@ -228,11 +224,9 @@ async def test_a_connection_of_an_application_is_not_kept(database: Database, st
 
 
 async def test_after_its_end_nothing_is_kept(
-    database: Database, store: Store, reader: TaskReader
+    database: Database, task: NewTask, reader: TaskReader
 ) -> None:
     """As of a node that is just stopping: those who ask are answered all the same."""
-    task = new_task()
-    await insert(database, store, [task])
     asking = asyncio.ensure_future(reader.read(task.id))
     await asyncio.sleep(0)
     await reader.close()
