@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 SETTLE_SECONDS = 1.0
@@ -112,17 +113,23 @@ async def idle(url: str, seconds: str) -> dict[str, Any]:
 
 
 async def footprint(url: str, kind: str) -> dict[str, Any]:
-    """PSS of an application that sleeps: `bare`, with a `database` engine, or with `lilota`."""
+    """PSS of an application that sleeps: `bare`, with parts of the field's own, or with `lilota`.
+
+    These are a `database` engine with its connection, or that and `pools` of one process each.
+    """
     if kind == "bare":
         return await _settled_pss()
-    if kind == "database":
+    if kind in ("database", "pools"):
         from sqlalchemy import text
         from sqlalchemy.ext.asyncio import create_async_engine
 
         engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:", 1))
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-            found = await _settled_pss()
+            with ExitStack() as pools:
+                if kind == "pools":
+                    _start_pools(pools)
+                found = await _settled_pss()
         await engine.dispose()
         return found
 
@@ -130,6 +137,16 @@ async def footprint(url: str, kind: str) -> dict[str, Any]:
 
     async with create_lilota(url):
         return await _settled_pss()
+
+
+def _start_pools(pools: ExitStack) -> None:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(2):
+        pool = pools.enter_context(ProcessPoolExecutor(1, context))
+        pool.submit(os.getpid).result()
 
 
 async def _settled_pss() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Mapping,
 )
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 from typing_extensions import Unpack
 
-from lilota_async.errors import InvalidInput, PartlyScheduled
+from lilota_async.errors import ConfigurationError, InvalidInput, PartlyScheduled
 from lilota_async.models.values import TaskId
 from lilota_async.options import RowOptions
 from lilota_async.registry import RegisteredTask
@@ -47,16 +48,29 @@ async def insert_all(
 ) -> list[TaskId[Any]]:
     """Insert one task for each input; their ids, in this order.
 
-    A collection is checked as a whole first. Of an iterator, two chunks are held at a time. When
-    `insert` is not what `commits`, it is awaited before the next input is looked at, since it may
-    use the same connection; and then there is no PartlyScheduled.
+    The options are checked first, then a collection as a whole. Of an iterator, two chunks are
+    held at a time. When `insert` is not what `commits`, it is awaited before the next input is
+    looked at, since it may use the same connection; and then there is no PartlyScheduled.
     """
-    chunks = _encoded(registered, inputs, options)
+    _check_inputs(inputs)
+    prototype = new_task(registered, None, **options)
+    chunks = _encoded(registered, inputs)
     if not isinstance(inputs, Collection):
-        return await _Batch(insert, commits).write(chunks)
+        return await _Batch(insert, commits).write(prototype, chunks)
     checked = [chunk async for chunk in chunks]
-    rows = sum(len(chunk) for _, chunk in checked)
-    return await _Batch(insert, commits, rows).write(_each(checked))
+    rows = sum(len(chunk) for chunk in checked)
+    return await _Batch(insert, commits, rows).write(prototype, _each(checked))
+
+
+def _check_inputs(inputs: Inputs) -> None:
+    """Raise ConfigurationError unless these are several inputs."""
+    if isinstance(inputs, str | bytes | bytearray | memoryview | Mapping) or not isinstance(
+        inputs, Iterable | AsyncIterable
+    ):
+        raise ConfigurationError(
+            "inputs takes several inputs, such as a list of them, not "
+            f"{inputs!r:.250}; give a single one to schedule(), or put it into a list"
+        )
 
 
 class _Batch:
@@ -70,9 +84,9 @@ class _Batch:
         self._writing: asyncio.Task[None] | None = None
         self._ids: list[TaskId[Any]] = []  # of what is being written
 
-    async def write(self, chunks: AsyncIterator[tuple[NewTask, _Chunk]]) -> list[TaskId[Any]]:
+    async def write(self, prototype: NewTask, chunks: AsyncIterator[_Chunk]) -> list[TaskId[Any]]:
         try:
-            async for prototype, chunk in chunks:
+            async for chunk in chunks:
                 rows = await _rows(prototype, chunk)
                 await self._finish()
                 self._begin(rows)
@@ -117,11 +131,8 @@ async def _rows(prototype: NewTask, chunk: _Chunk) -> list[NewTask]:
     return rows
 
 
-async def _encoded(
-    registered: RegisteredTask, inputs: Inputs, options: RowOptions
-) -> AsyncIterator[tuple[NewTask, _Chunk]]:
-    """The inputs as JSON, in chunks, each with a row to make the others of."""
-    prototype: NewTask | None = None
+async def _encoded(registered: RegisteredTask, inputs: Inputs) -> AsyncIterator[_Chunk]:
+    """The inputs as JSON, in chunks."""
     chunk: _Chunk = []
     characters = number = 0
     async for some in _slices(inputs):
@@ -130,16 +141,14 @@ async def _encoded(
                 encoded = registered.encode_input(each)
             except InvalidInput as error:
                 raise InvalidInput(error.task, error.field, error.reason, index=number) from None
-            if prototype is None:
-                prototype = new_task(registered, each, **options)
             number += 1
             chunk.append(encoded)
             characters += len(encoded or "")
             if len(chunk) == ROWS_PER_CHUNK or characters >= CHARACTERS_PER_CHUNK:
-                yield prototype, chunk
+                yield chunk
                 chunk, characters = [], 0
-    if prototype is not None and chunk:
-        yield prototype, chunk
+    if chunk:
+        yield chunk
 
 
 async def _slices(inputs: Inputs) -> AsyncIterator[list[Any]]:
@@ -163,9 +172,7 @@ def _pieces(inputs: Iterable[Any]) -> Iterator[list[Any]]:
         yield some
 
 
-async def _each(
-    chunks: list[tuple[NewTask, _Chunk]],
-) -> AsyncIterator[tuple[NewTask, _Chunk]]:
+async def _each(chunks: list[_Chunk]) -> AsyncIterator[_Chunk]:
     """The chunks, let go of one by one."""
     chunks.reverse()
     while chunks:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lilota_async.core import Lilota
 
 PORT = 8090
+LAST_PORT = 65_535
 OWN_HOSTS = ["127.0.0.1", "localhost"]
 
 
@@ -54,10 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("LILOTA_DB_URL"),
         help="any SQLAlchemy URL; by default LILOTA_DB_URL, which other users cannot see",
     )
-    dashboard.add_argument("--port", type=int, default=PORT, help=f"by default {PORT}")
-    dashboard.add_argument(
-        "--lease", type=float, default=30.0, help="that of your applications, in seconds"
-    )
+    dashboard.add_argument("--port", type=_port, default=PORT, help=f"by default {PORT}")
     dashboard.add_argument(
         "--hide-payloads",
         action="store_true",
@@ -66,13 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _port(text: str) -> int:
+    """The number of a port, as argparse asks for it."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= LAST_PORT):
+        raise argparse.ArgumentTypeError(
+            f"a port is a whole number from 0 to {LAST_PORT}, not {text!r:.50}"
+        )
+    return int(text)
+
+
 def _serve(given: argparse.Namespace) -> int:
     import uvicorn
 
     from lilota_async.core import Lilota
 
     # It runs nothing, and leaves the tables as they are.
-    lilota = Lilota(given.db_url, number_of_processes=0, migrate=False, lease=given.lease)
+    lilota = Lilota(given.db_url, number_of_processes=0, migrate=False)
     asyncio.run(lilota.get_all_tasks(limit=1))  # what is wrong with the database is told now
     app = _dashboard_app(lilota, show_payloads=not given.hide_payloads)
     print(f"The dashboard is at http://127.0.0.1:{given.port}/", flush=True)

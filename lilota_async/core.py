@@ -14,7 +14,6 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
@@ -24,27 +23,33 @@ from lilota_async.batches import insert_all
 from lilota_async.codec import DEFAULT_LIMIT
 from lilota_async.errors import AlreadyRunning, ConfigurationError, NotRunning
 from lilota_async.execution.context import refuse_in_task_process
-from lilota_async.models.values import Duration, TaskId, checked_duration
+from lilota_async.models.values import Duration, TaskId, checked_duration, checked_span
 from lilota_async.options import (
+    MIN_LEASE_SECONDS,
     IfFailed,
     NodeOptions,
     OnConflict,
     Retention,
     ScheduleOptions,
     StartMethod,
-    check_choice,
-    checked_after,
     checked_bound,
     checked_count,
+    checked_executor,
+    checked_flag,
+    checked_processes,
     checked_retention,
     checked_size,
-    usable_cpus,
+    checked_slots,
+    checked_start_method,
+    checked_waiting,
 )
 from lilota_async.registration import Registration
-from lilota_async.registry import TaskFunction
+from lilota_async.registry import TaskFunction, checked_tags
 from lilota_async.scheduling import checked_conflict, new_task, waiting
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -52,7 +57,6 @@ if TYPE_CHECKING:
     from lilota_async.storage.transitions import NewTask
 
 DEFAULT_URL = "sqlite+aiosqlite:///lilota.db"
-MIN_LEASE_SECONDS = 1.0
 MAPPED_CLASSES = "lilota_async.models.tables"  # which load SQLAlchemy
 Out = TypeVar("Out")
 
@@ -70,6 +74,9 @@ class Lilota(Registration):
             that this process may use. 0: only schedule, run nothing here.
         number_of_threads: How many tasks run at a time with `executor="thread"`.
         number_of_coroutines: How many tasks run at a time with `executor="loop"`.
+        executor: Any `concurrent.futures.Executor`, such as `get_executor()` of a Dask client, to
+            run what is registered with `executor="process"`; it is never shut down. Give
+            `number_of_processes` as many as it runs at a time.
         set_progress_manually: Leave the progress at what the task has set, instead of
             setting it to 100 at the end.
         migrate: Let `start()` create and upgrade the tables; False only checks them.
@@ -109,6 +116,7 @@ class Lilota(Registration):
         *,
         engine: AsyncEngine | None = None,
         number_of_processes: int | None = None,
+        executor: Executor | None = None,
         number_of_threads: int = 8,
         number_of_coroutines: int = 100,
         set_progress_manually: bool = False,
@@ -127,30 +135,25 @@ class Lilota(Registration):
     ) -> None:
         if db_url is not None and engine is not None:
             raise ConfigurationError("Lilota takes db_url= or engine=, not both; leave one out")
-        if number_of_processes is None:
-            number_of_processes = usable_cpus()
-        if start_method is not None:
-            check_choice("start_method", start_method, StartMethod)
         self._options = NodeOptions(
-            processes=checked_count("number_of_processes", number_of_processes),
-            threads=checked_count("number_of_threads", number_of_threads),
-            coroutines=checked_count("number_of_coroutines", number_of_coroutines),
-            progress_is_manual=set_progress_manually,
-            migrate=migrate,
-            notify=notify,
-            lease_seconds=checked_duration("lease", lease, least=MIN_LEASE_SECONDS),
+            executor=checked_executor(executor),
+            processes=checked_processes(number_of_processes),
+            threads=checked_slots("number_of_threads", number_of_threads),
+            coroutines=checked_slots("number_of_coroutines", number_of_coroutines),
+            progress_is_manual=checked_flag("set_progress_manually", set_progress_manually),
+            migrate=checked_flag("migrate", migrate),
+            notify=checked_flag("notify", notify),
+            lease_seconds=checked_span("lease", lease, least=MIN_LEASE_SECONDS),
             grace_seconds=checked_duration("grace", grace),
             recycle_after=checked_count("recycle_after", recycle_after),
-            recycle_growth_bytes=(
-                None if recycle_growth is None else checked_size("recycle_growth", recycle_growth)
-            ),
+            recycle_growth_bytes=checked_size("recycle_growth", recycle_growth),
             store_timeout=checked_duration("store_timeout", store_timeout),
             max_pending=checked_bound("max_pending", max_pending),
             retention=checked_retention(retention),
-            start_method=start_method,
+            start_method=checked_start_method(start_method),
             preload=(MAPPED_CLASSES,) if MAPPED_CLASSES in sys.modules else (),
         )
-        self._lease_seconds = self._options.lease_seconds
+        self._has_task_processes = executor is None
         self._stop_timeout = checked_duration("stop_timeout", stop_timeout)
         self._limit = checked_count("max_payload_bytes", max_payload_bytes)
         super().__init__(DEFAULT_URL if db_url is None and engine is None else db_url, engine)
@@ -210,7 +213,8 @@ class Lilota(Registration):
         if not node.is_accepting:
             raise NotRunning("stop()")
         left = None if timeout is None else checked_duration("timeout", timeout)
-        stopping = asyncio.ensure_future(node.stop(drain=drain, timeout=left))
+        stop = node.stop(drain=checked_flag("drain", drain), timeout=left)
+        stopping = asyncio.ensure_future(stop)
         stopping.add_done_callback(lambda _: setattr(self, "_node", None))
         # A caller who is cancelled does not keep the parts from coming down.
         await asyncio.shield(stopping)
@@ -219,15 +223,10 @@ class Lilota(Registration):
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Finish what was accepted; after an exception only what runs."""
         if self.is_running:
-            await self.stop(drain=error is None)
+            await self.stop(drain=kind is None)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[dict[str, Any]]:
@@ -316,9 +315,10 @@ class Lilota(Registration):
             ScheduleUnknown: The database went away during the commit; the id can be looked up.
         """
         node = self._require_node("schedule()")
+        registered = self._registry.find(task)
         row = new_task(
-            self._registry.find(task),
-            input,
+            registered,
+            registered.encode_input(input),
             delay=delay,
             run_at=run_at,
             priority=priority,
@@ -329,8 +329,9 @@ class Lilota(Registration):
             concurrency_key=concurrency_key,
             task_id=task_id,
         )
-        if after:
-            await node.insert_waiting([waiting(row, after, if_failed)], session)
+        ids = checked_waiting(after, if_failed)
+        if ids:
+            await node.insert_waiting([waiting(row, ids, if_failed)], session)
             return row.id
         if unique_key is not None or on_conflict != "return_existing":
             on_conflict = checked_conflict(on_conflict, unique_key)
@@ -374,7 +375,7 @@ class Lilota(Registration):
             >>> ids = await lilota.schedule_many("import", (line for line in open("lines.txt")))
         """
         node = self._require_node("schedule_many()")
-        ids = checked_after(after)
+        ids = checked_waiting(after, if_failed)
 
         async def insert(rows: list[NewTask], more: int) -> None:
             if ids:
@@ -393,6 +394,6 @@ class Lilota(Registration):
             run_at=run_at,
             priority=priority,
             timeout=timeout,
-            tags=tuple(tags),
+            tags=checked_tags(tags),
             concurrency_key=concurrency_key,
         )

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from lilota_async.models import Task
     from lilota_async.models.values import TaskId
 
+LONGEST_SECONDS = 100 * 365 * 86_400.0  # what every database can add to a time
+
 
 class LilotaError(Exception):
     """The base of every error that lilota-async raises."""
@@ -110,6 +112,23 @@ class InvalidInput(LilotaError, ValueError):
         self.index = index
         which = "input" if index is None else f"input [{index}]"
         super().__init__(f"The {which} of task {task!r} does not fit at {field}: {reason}")
+
+
+class InvalidOutput(LilotaError, ValueError):
+    """The output of a task that has completed does not fit the output model of this application.
+
+    As after a change of the model. `task` is the task's name, `field` the place in the output
+    (`$.a[0]`, or `$` for the whole), `reason` what is wrong with it.
+    """
+
+    def __init__(self, task: str, field: str, reason: str) -> None:
+        self.task = task
+        self.field = field
+        self.reason = reason
+        super().__init__(
+            f"The output of task {task!r} does not fit its output model at {field}: {reason}; "
+            "get_task_by_id() has it as it is"
+        )
 
 
 class PartlyScheduled(LilotaError):
@@ -228,7 +247,15 @@ class RetryLater(LilotaError):
     """
 
     def __init__(self, delay: float | timedelta = 0.0) -> None:
-        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        try:
+            self.delay = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        except (TypeError, ValueError, OverflowError):
+            self.delay = float("nan")
+        if not abs(self.delay) <= LONGEST_SECONDS:
+            raise ConfigurationError(
+                "RetryLater(delay=...) takes seconds or a timedelta, 100 years at most, "
+                f"not {delay!r:.250}"
+            )
         super().__init__(f"the task asked to be run again in {self.delay:g} s")
 
 

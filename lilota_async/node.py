@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from lilota_async.engine.backlog import Backlog
 from lilota_async.engine.cancellation import CancelRequests
 from lilota_async.engine.children import ChildTasks, NewRow
 from lilota_async.engine.dependencies import Dependencies
-from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings, Pool
+from lilota_async.engine.dispatcher import Dispatcher, DispatcherSettings
 from lilota_async.engine.events import Events
 from lilota_async.engine.housekeeping import Housekeeping
 from lilota_async.engine.insertion import Insertion
@@ -23,17 +23,9 @@ from lilota_async.engine.periodic import PeriodicTasks
 from lilota_async.engine.recovery import Recovery
 from lilota_async.engine.running import RunningAttempts
 from lilota_async.engine.uniqueness import UniqueInserts
-from lilota_async.errors import (
-    ConfigurationError,
-    NotRunning,
-    QueueFull,
-    ScheduleUnknown,
-    StoreError,
-    StoreUnavailable,
-)
+from lilota_async.errors import ConfigurationError, NotRunning, StoreError
 from lilota_async.execution.identity import own_identity
-from lilota_async.execution.pools import LocalPool
-from lilota_async.execution.processes import ProcessPool, Recycling
+from lilota_async.execution.node_pools import create_pools
 from lilota_async.models.values import Health, TaskId
 from lilota_async.options import NodeOptions, OnConflict
 from lilota_async.registry import Registry
@@ -50,6 +42,8 @@ from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import (
     BoundedInsert,
     Dependent,
+    InUse,
+    News,
     NewTask,
     NodeRecord,
 )
@@ -57,9 +51,6 @@ from lilota_async.storage.writer import Writer
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-# The fork server imports them once for all task processes.
-PRELOAD = ("lilota_async.execution.runtime", "lilota_async.core")
 
 
 class Node:
@@ -77,11 +68,10 @@ class Node:
         is_apart = self.store.writes_side_by_side and database.makes_connections
         self._inserter = create_writer(is_quiet=True) if is_apart else self.writer
         self.rows = TaskReader(database)
-        self.events = Events(lambda ids: queries.get_states(database, list(ids)))
+        self.events = Events(lambda ids: queries.get_states(database, list(ids)), self._is_alone)
         self._options = options
         self._database = database
-        self._pools = self._create_pools()
-        pools: dict[str, Pool] = dict(self._pools)
+        self._pools = create_pools(options, lambda: self.dispatcher.on_slot_free())
         self.dependencies = Dependencies(
             self.writer,
             self.store,
@@ -101,12 +91,11 @@ class Node:
             self.writer,
             self.store,
             self.events,
-            pools,
+            self._pools,
             ChildTasks(registry, self.dependencies, new_row),
         )
         self._recovery = Recovery(
             self._record(),
-            options.lease_seconds,
             registry,
             self.writer,
             self.store,
@@ -132,7 +121,11 @@ class Node:
         if options.notify and database.dialect == "postgresql":
             self.store.origin = self.id.hex
             self._notifications = Notifications(
-                database, self.id.hex, self._on_notify, self._on_listening
+                database,
+                self.id.hex,
+                self._on_notify,
+                on_up=self._on_listening,
+                on_down=self.dispatcher.look,
             )
         self._parts = AsyncExitStack()
         self._accepting = False
@@ -239,16 +232,8 @@ class Node:
 
         `more` rows are to follow, for which there must be room as well.
         """
-        written = True  # a caller that was cancelled may have a row all the same
         with self._insertion():
-            try:
-                await self._backlog.insert(tasks, more)
-            except QueueFull:
-                written = False
-                raise
-            finally:
-                if written:
-                    self.dispatcher.on_inserted(tasks)
+            await self._backlog.insert(tasks, lambda: self.dispatcher.on_inserted(tasks), more=more)
 
     async def insert_one(self, task: NewTask) -> None:
         """Commit a new row: as running, when a slot is free for it and nothing else waits."""
@@ -284,10 +269,9 @@ class Node:
             if session is not None:
                 await self._check_room([task])
                 return await self._enlistment.insert_unique(session, task, on_conflict)
-            try:
-                return await self._unique.insert(task, on_conflict)
-            finally:
-                self.dispatcher.on_inserted([task])
+            return await self._unique.insert(
+                task, on_conflict, lambda: self.dispatcher.on_inserted([task])
+            )
 
     async def _check_room(self, tasks: list[NewTask]) -> None:
         """Raise QueueFull, as far as can be told without the lock of the backlog."""
@@ -302,12 +286,12 @@ class Node:
     async def change_limits(self, change: Callable[[AsyncConnection], Awaitable[None]]) -> None:
         """Write a pause or its end, which holds on this node from then on."""
 
-        async def changed(c: AsyncConnection) -> tuple[frozenset[str], frozenset[str]]:
+        async def changed(c: AsyncConnection) -> InUse:
             await change(c)
             return await self.store.limits.in_use(c)
 
-        self.dispatcher.limits.note(*await self.writer.execute(changed))
-        self.dispatcher.look()
+        look = self.dispatcher.look  # though the caller may be gone by then
+        self.dispatcher.limits.note(await self.writer.execute(changed, on_written=look))
         # What was sent before that and says that it runs has begun when this returns.
         await self._inserter.execute(self.store.clock, in_transaction=False)
 
@@ -321,10 +305,7 @@ class Node:
                 self._looks_on_commit = True
                 await self._enlistment.insert_waiting(session, rows)
                 return
-            try:
-                await self._database.undisturbed(self.dependencies.insert(rows))
-            except StoreUnavailable as error:  # it may have gone away in the middle of the commit
-                raise ScheduleUnknown(tuple(row.task.id for row in rows)) from error
+            await self._database.undisturbed(self.dependencies.insert(rows))
 
     def _on_commit(self) -> None:
         self.dispatcher.look()
@@ -342,42 +323,30 @@ class Node:
             self._inserting -= 1
             self._inserted.set()
 
+    def _is_alone(self) -> bool:
+        """Whether this one runs tasks, and knows of no other node."""
+        return bool(self._pools) and not self.store.has_listeners
+
     def _is_notified(self) -> bool:
         return self._notifications is not None and self._notifications.is_up
 
     def _on_listening(self) -> None:
-        self._on_notify(True)
+        self._on_notify(News.LOOK)
+        self._cancel_requests.wake()
         self._recovery.beat_soon()  # which tells whether there is anybody at all
 
-    def _on_notify(self, look: bool) -> None:
+    def _on_notify(self, news: News) -> None:
+        if not self.store.has_listeners:
+            self._recovery.beat_soon()  # which tells who that is, and of what lease
         self.store.has_listeners = True  # somebody spoke, who will want to hear as well
-        self.dispatcher.look() if look else self.dispatcher.wake()
-        if look and not self.dependencies.in_use:
-            self.dependencies.look()
-        self._cancel_requests.wake()
-
-    def _create_pools(self) -> dict[str, Any]:
-        options = self._options
-        if not options.processes:
-            return {}  # a node that only schedules
-
-        def on_idle() -> None:
-            self.dispatcher.on_slot_free()
-
-        return {
-            "process": ProcessPool(
-                options.processes,
-                on_idle,
-                start_method=options.start_method,
-                preload=(*PRELOAD, *options.preload),
-                recycling=Recycling(
-                    calls=options.recycle_after or None,
-                    growth_bytes=options.recycle_growth_bytes,
-                ),
-            ),
-            "thread": LocalPool(options.threads, on_idle, threads=True),
-            "loop": LocalPool(options.coroutines, on_idle, threads=False),
-        }
+        if news is News.CANCEL:
+            self._cancel_requests.wake()
+        elif news is News.ROWS:
+            self.dispatcher.wake()
+        else:
+            self.dispatcher.look()
+            if not self.dependencies.in_use:
+                self.dependencies.look()
 
     def _runnable(self, registry: Registry) -> tuple[str, ...]:
         """The tasks that this node has slots for."""
@@ -392,6 +361,7 @@ class Node:
             host=own.host,
             pid=own.pid,
             pid_started=own.started,
+            lease_seconds=self._options.lease_seconds,
             slots=self._options.processes,
             version=metadata.version("lilota-async"),
         )

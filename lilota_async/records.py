@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from lilota_async.errors import ConfigurationError
-from lilota_async.models.values import Duration, TaskStatus, checked_duration
-from lilota_async.options import checked_count
-from lilota_async.registry import Registry, checked_tags
+from lilota_async.models.values import Duration, TaskStatus, checked_span
+from lilota_async.options import checked_count, checked_time
+from lilota_async.registry import Registry, check_name, checked_tags
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 class Records:
     """The rows of one database. What is here works at any time, whether it is running or not."""
-
-    _lease_seconds: float
 
     def __init__(self, db_url: str | URL | None, engine: AsyncEngine | None) -> None:
         self._url = db_url
@@ -85,14 +83,16 @@ class Records:
         """
         from lilota_async.storage import queries
 
+        if name is not None:
+            check_name(name)
         return await queries.get_tasks(
             self._database(),
             queries.Selection(
                 status=None if status is None else _known_status(status),
                 name=name,
                 tags=checked_tags(tags),
-                created_after=_aware("created_after", created_after),
-                created_before=_aware("created_before", created_before),
+                created_after=checked_time("created_after", created_after),
+                created_before=checked_time("created_before", created_before),
             ),
             after=None if after is None else checked_id(after),
             limit=None if limit is None else checked_count("limit", limit),
@@ -120,7 +120,7 @@ class Records:
         transactions. A task whose unique key is still taken is left, and one whose end other
         tasks have not taken note of.
 
-        Raises ConfigurationError for a status that is not one of an end.
+        Raises ConfigurationError for a status that is not one of an end, and what cannot be.
 
         Example:
             >>> await lilota.prune(timedelta(days=30), status="failed")
@@ -130,9 +130,11 @@ class Records:
         known = None if status is None else _known_status(status)
         if known is not None and not known.is_final:
             raise ConfigurationError(f"A task that is {known} has not ended; it is not pruned")
+        if name is not None:
+            check_name(name)
         return await prune(
             self._database(),
-            checked_duration("older_than", older_than),
+            checked_span("older_than", older_than),
             status=known,
             names=None if name is None else [name],
         )
@@ -149,7 +151,7 @@ class Records:
         """
         from lilota_async.storage.stats import read_stats
 
-        return await read_stats(self._database(), self._registry, self._lease_seconds)
+        return await read_stats(self._database(), self._registry)
 
     @property
     def database(self) -> Database:
@@ -171,15 +173,6 @@ def checked_id(task_id: object) -> UUID:
             f"A task's id is a TaskId, not {task_id!r}; make one of a text by TaskId(text)"
         )
     return task_id
-
-
-def _aware(name: str, time: datetime | None) -> datetime | None:
-    """The time, if it is one; ConfigurationError otherwise."""
-    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
-        raise ConfigurationError(
-            f"{name} must be a datetime with a timezone, such as datetime.now(UTC), not {time!r}"
-        )
-    return time
 
 
 def _known_status(status: TaskStatus | str) -> TaskStatus:

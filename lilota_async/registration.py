@@ -7,10 +7,11 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Unpack
 
+from lilota_async.errors import ConfigurationError
 from lilota_async.models.rates import Rate
 from lilota_async.models.values import Duration, Retry, TaskProgress, checked_duration
 from lilota_async.options import (
-    Executor,
+    ExecutorKind,
     OnInterrupt,
     RegisterOptions,
     Retention,
@@ -18,6 +19,8 @@ from lilota_async.options import (
     checked_bound,
     checked_count,
     checked_fields,
+    checked_flag,
+    checked_model,
     checked_priority,
     checked_retention,
     checked_size,
@@ -32,6 +35,7 @@ Function = TypeVar("Function", bound=TaskFunction)
 class Registration(Pausing):
     """The functions that are tasks, and how each is run."""
 
+    _has_task_processes: bool
     _limit: int
     """The largest input or output, in bytes of JSON."""
 
@@ -49,7 +53,7 @@ class Registration(Pausing):
         input_model: Any = None,
         output_model: Any = None,
         task_progress: type[TaskProgress] | None = None,
-        executor: Executor = "process",
+        executor: ExecutorKind = "process",
         priority: int = 0,
         timeout: Duration | None = None,
         retry: Retry = NO_RETRY,
@@ -108,14 +112,26 @@ class Registration(Pausing):
             >>> @lilota.register("report", timeout=60)
             ... def make_report(data: ReportInput, progress: TaskProgress) -> ReportOutput: ...
         """
-        check_choice("executor", executor, Executor)
+        check_choice("executor", executor, ExecutorKind)
         check_choice("catch_up", catch_up, CatchUp)
+        check_choice("on_interrupt", on_interrupt, OnInterrupt)
+        if task_progress is not None and task_progress is not TaskProgress:
+            raise ConfigurationError(
+                f"task_progress must be TaskProgress, or None, not {task_progress!r:.250}"
+            )
+        input_model = checked_model("input_model", input_model)
+        output_model = checked_model("output_model", output_model)
+        if max_memory is not None and not (executor == "process" and self._has_task_processes):
+            where = f"executor={executor!r}" if self._has_task_processes else "Lilota(executor=...)"
+            raise ConfigurationError(
+                f"max_memory= limits a process, and {where} has none; leave one out"
+            )
         settings = Settings(
             executor=executor,
             priority=checked_priority(priority),
             timeout_seconds=None if timeout is None else checked_duration("timeout", timeout),
             retry=retry,
-            max_memory_bytes=None if max_memory is None else checked_size("max_memory", max_memory),
+            max_memory_bytes=checked_size("max_memory", max_memory),
             on_interrupt=on_interrupt,
             max_interruptions=checked_count("max_interruptions", max_interruptions),
             periodic=read_periodic(cron, timezone, every, catch_up),
@@ -123,7 +139,7 @@ class Registration(Pausing):
             max_concurrency=checked_bound("max_concurrency", max_concurrency),
             rate=None if rate is None else Rate.parse(rate),
             retention=checked_retention(retention),
-            public=public,
+            public=checked_flag("public", public),
             redact=checked_fields("redact", redact),
         )
 

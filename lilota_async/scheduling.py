@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from lilota_async.errors import ConfigurationError
-from lilota_async.models.values import Duration, TaskId, checked_duration
+from lilota_async.models.values import Duration, TaskId, checked_duration, checked_span
 from lilota_async.options import (
     IfFailed,
     OnConflict,
     check_choice,
-    checked_after,
+    checked_due,
     checked_key,
     checked_priority,
 )
@@ -21,14 +21,10 @@ from lilota_async.records import checked_id
 from lilota_async.registry import RegisteredTask, encode_tags
 from lilota_async.storage.transitions import Dependent, NewTask
 
-LONGEST_SECONDS = 100 * 365 * 86_400.0
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # what is due for longer is due all the same
-LATEST = datetime(9999, 1, 1, tzinfo=UTC)  # what every database can hold
-
 
 def new_task(
     registered: RegisteredTask,
-    input: Any,
+    encoded: str | None,
     *,
     delay: Duration | None = None,
     run_at: datetime | None = None,
@@ -40,14 +36,14 @@ def new_task(
     concurrency_key: str | None = None,
     task_id: TaskId[Any] | None = None,
 ) -> NewTask:
-    """The row of a task; ConfigurationError or InvalidInput where there can be none."""
+    """The row of a task with this input as JSON; ConfigurationError where there can be none."""
     settings = registered.settings
     delay_seconds, run_at = checked_due(delay, run_at)
     unique_key, unique_seconds = checked_uniqueness(unique_key, unique_for)
     return NewTask(
-        id=TaskId() if task_id is None else TaskId(checked_id(task_id)),
+        id=TaskId() if task_id is None else checked_new_id(task_id),
         name=registered.name,
-        input=registered.encode_input(input),
+        input=encoded,
         priority=settings.priority if priority is None else checked_priority(priority),
         delay_seconds=delay_seconds,
         run_at=run_at,
@@ -62,6 +58,14 @@ def new_task(
             None if concurrency_key is None else checked_key("concurrency_key", concurrency_key)
         ),
     )
+
+
+def checked_new_id(task_id: object) -> TaskId[Any]:
+    """An id that a row may get; ConfigurationError otherwise."""
+    checked = checked_id(task_id)
+    if checked.int == 0:  # in whose place the database puts NULL to sort by
+        raise ConfigurationError("A task's id is not all zeros; make one by TaskId()")
+    return TaskId(checked)
 
 
 def checked_uniqueness(
@@ -84,18 +88,8 @@ def checked_conflict(on_conflict: OnConflict, unique_key: str | None) -> OnConfl
     return on_conflict
 
 
-def checked_span(name: str, duration: Duration) -> float:
-    """A duration in seconds that ends within what the databases can hold."""
-    seconds = checked_duration(name, duration)
-    if seconds > LONGEST_SECONDS:
-        raise ConfigurationError(f"{name} must be 100 years at most, not {seconds:g} s")
-    return seconds
-
-
-def waiting(task: NewTask, after: Iterable[UUID], if_failed: IfFailed) -> Dependent:
-    """The row, to wait for others; ConfigurationError where that has no end."""
-    check_choice("if_failed", if_failed, IfFailed)
-    ids = checked_after(after)
+def waiting(task: NewTask, ids: tuple[UUID, ...], if_failed: IfFailed) -> Dependent:
+    """The row, to wait for checked ids; ConfigurationError where that has no end."""
     if task.unique_key is not None:
         raise ConfigurationError(
             "unique_key= and after= cannot go together, since the task that has the key may wait "
@@ -106,23 +100,3 @@ def waiting(task: NewTask, after: Iterable[UUID], if_failed: IfFailed) -> Depend
             f"Task {task.id} would wait for itself; leave its id out of after="
         )
     return Dependent(task=task, after=ids, runs_if_failed=if_failed == "run")
-
-
-def checked_due(delay: Duration | None, run_at: datetime | None) -> tuple[float, datetime | None]:
-    """When the task is due: after so many seconds, or at this time; ConfigurationError."""
-    if delay is not None and run_at is not None:
-        raise ConfigurationError("A task takes delay= or run_at=, not both; leave one out")
-    if delay is not None:
-        return checked_span("delay", delay), None
-    if run_at is None:
-        return 0.0, None
-    if not isinstance(run_at, datetime):
-        raise ConfigurationError(f"run_at must be a datetime, not {run_at!r}")
-    if run_at.utcoffset() is None:
-        raise ConfigurationError(
-            f"run_at must have a timezone, which {run_at!r} has not; "
-            "give it one, such as datetime.now(UTC) has"
-        )
-    if run_at >= LATEST:
-        raise ConfigurationError(f"run_at must be before the year 9999, not {run_at}")
-    return 0.0, max(run_at, EARLIEST).astimezone(UTC)

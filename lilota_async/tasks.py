@@ -10,11 +10,13 @@ from uuid import UUID
 
 import msgspec
 
-from lilota_async.engine.events import EndWaiter, LocalEnd, Subscription
+from lilota_async.codec import Codec, Misfit
+from lilota_async.engine.events import EndWaiter, Subscription
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.engine.story import Story
 from lilota_async.errors import (
     ConfigurationError,
+    InvalidOutput,
     NotRunning,
     TaskCancelled,
     TaskFailed,
@@ -30,6 +32,7 @@ from lilota_async.models.values import (
 )
 from lilota_async.records import Records, checked_id
 from lilota_async.registry import Settings
+from lilota_async.storage.transitions import Ending
 
 if TYPE_CHECKING:
     from lilota_async.models.tables import Task
@@ -43,6 +46,8 @@ class Tasks(Records):
 
     def settings_of(self, name: str) -> Settings | None:
         """What `register()` was told about the task of this name; None when there is none here."""
+        if not isinstance(name, str):
+            raise ConfigurationError(f"A task's name must be a text, not {name!r:.250}")
         task = self._registry.get(name)
         return None if task is None else task.settings
 
@@ -69,6 +74,10 @@ class Tasks(Records):
             >>> async for event in lilota.watch(task_id):
             ...     print(event.status, event.progress_percentage)
         """
+        if after is not None and not isinstance(after, str):
+            raise ConfigurationError(
+                f'after must be the position of an event, or "", not {after!r:.250}'
+            )
         async with self._follow(task_id) as (task, subscription):
             events = _no_events() if subscription is None else aiter(subscription)
             if after is None:
@@ -79,7 +88,7 @@ class Tasks(Records):
             story = Story(after)
             attempt = self._node.running.find(TaskId(task_id)) if self._node else None
             # Its end may be committed, with nothing to follow, a moment before it is forgotten.
-            if attempt is not None and not _status_event(task).status.is_final:
+            if attempt is not None and not _known_status(task).is_final:
                 told = story.catch_up(attempt.event(), attempt.log_since)
             else:
                 told = story.tell_row(_status_event(task), task.log)
@@ -108,7 +117,8 @@ class Tasks(Records):
     async def result(self, task_id: TaskId[Out], timeout: Duration | None = None) -> Out:
         """Wait for the task and return its output, as its output model.
 
-        Raises TaskFailed or TaskCancelled, which carry the task, and what `wait()` raises.
+        Raises TaskFailed or TaskCancelled, which carry the task, InvalidOutput when the model
+        has changed since and does not take the output, and what `wait()` raises.
 
         Example:
             >>> task_id = await lilota.schedule(add, AddInput(a=2, b=3))
@@ -116,28 +126,29 @@ class Tasks(Records):
         """
         async with _within(timeout):
             end = await self._end(task_id, needs_row=False)
-        output: Any
-        if isinstance(end, LocalEnd):
-            output = self._decoded(end.name, end.finish.output or "null")
-        elif end.status is TaskStatus.FAILED:
+        if isinstance(end, Ending):
+            return cast("Out", self._decoded(end.name, end.output or "null"))
+        if end.status is TaskStatus.FAILED:
             raise TaskFailed(end)
-        elif end.status is TaskStatus.CANCELLED:
+        if end.status is TaskStatus.CANCELLED:
             raise TaskCancelled(end)
-        elif end.name in self._registry:
-            output = self._decoded(end.name, msgspec.json.encode(end.output))
-        else:
-            output = end.output
-        return output  # type: ignore[no-any-return]
+        return cast("Out", self._decoded(end.name, msgspec.json.encode(end.output)))
 
     def _decoded(self, name: str, output: bytes | str) -> Any:
-        return self._registry[name].resolve().output.decode(output)
+        task = self._registry.get(name)
+        codec = Codec(None) if task is None else task.resolve().output
+        try:
+            return codec.decode(output)
+        except Misfit as misfit:
+            raise InvalidOutput(name, misfit.field, misfit.reason) from misfit
 
     async def cancel(self, task_id: UUID, timeout: Duration | None = None) -> bool:
         """Stop the task, on whichever node it runs. True: it is cancelled, and its process gone.
 
         A pending task is cancelled at once. A running one is interrupted, and killed after the
-        grace period; a task in a thread or on the loop is waited for. False: the task is final
-        already, its result came first, or there is no such task.
+        grace period; a task in a thread or on the loop is waited for, and one in an executor of
+        the application given up. False: the task is final already, its result came first, or
+        there is no such task.
 
         Raises NotRunning, and TimeoutError after `timeout` seconds: the request stands.
 
@@ -152,7 +163,7 @@ class Tasks(Records):
         before = await node.writer.execute(lambda c: node.store.request_cancel(c, task_id))
         if before is TaskStatus.PENDING:
             node.running.tell(task_id, TaskStatus.CANCELLED)
-            node.dependencies.notice(task_id)
+            node.dependencies.on_end(task_id)
             return True
         if before is not TaskStatus.RUNNING:
             return False
@@ -178,38 +189,72 @@ class Tasks(Records):
             return False
         known = self._registry.get(task.name)
         attempts = known.settings.retry.max_attempts if known else 1
-        put_back = await node.writer.execute(lambda c: node.store.retry(c, task_id, attempts))
+        put_back = await node.writer.execute(
+            lambda c: node.store.retry(c, task_id, attempts), on_written=node.dispatcher.wake
+        )
         if put_back:
             node.running.tell(TaskId(task_id), TaskStatus.PENDING)
-            node.dispatcher.wake()
         return put_back
 
-    async def _end(self, task_id: UUID, *, needs_row: bool = True) -> Task | LocalEnd:
-        """Wait for the end of the task; only its output is at hand, where no row is needed.
+    async def delete_task_by_id(self, task_id: UUID) -> bool:
+        """Delete the task's row; False when there is none (any more, after a short outage).
+
+        Raises TaskIsRunning: cancel the task or wait for it first.
+        """
+        node = self._node
+        if node is None or not (node.is_accepting and node.is_of_this_loop):
+            return await super().delete_task_by_id(task_id)
+        checked_id(task_id)
+        deleted = await node.writer.execute(lambda c: node.store.delete(c, task_id))
+        # Also on False, which may be the answer to a second try.
+        node.running.tell(TaskId(task_id), TaskStatus.CANCELLED)
+        if node.dependencies.in_use:
+            node.dependencies.look()
+        return deleted
+
+    async def _end(self, task_id: UUID, *, needs_row: bool = True) -> Task | Ending:
+        """Wait for the end of the task; its output is enough of one that completes, with no row.
 
         While it runs on this node, that knows without reading when it ends.
         """
         node, key = self._node, cast("TaskId[Any]", checked_id(task_id))  # any UUID will do
         if node is None:
             return await self._final("wait()", key)
+        node.check_loop()
         is_running = node.running.find(key) is not None
         while True:  # again, when its end has to be read, or somebody has put it back meanwhile
             waiter = EndWaiter(needs_row)
             node.events.listen(key, waiter)
             try:
                 if not is_running:
-                    task = await self._existing(key)
-                    if _status_event(task).status.is_final:
-                        return task
-                    waiter.is_polled = True
+                    found = await self._found(node, key, needs_row)
+                    if found is not None:
+                        return found
+                    waiter.is_polled = node.running.find(key) is None  # it may have begun
+                    node.events.poll_soon()
                 end = await waiter.over
             finally:
                 node.events.leave(key, waiter)
             is_running = False
             if end is not None and not needs_row and end.finish.status is TaskStatus.COMPLETED:
-                return end
+                return Ending(end.name, end.finish.status, end.finish.output)
             if end is not None and end.copy is not None:
                 return end.copy()
+
+    async def _found(
+        self, node: Node, task_id: TaskId[Any], needs_row: bool
+    ) -> Task | Ending | None:
+        """The end of the task, as its row tells it; None when it has not ended."""
+        if not needs_row:
+            ending = await node.rows.read_ending(task_id)
+            if ending is None:
+                raise TaskNotFound(task_id)
+            if ending.status == TaskStatus.COMPLETED:
+                return ending
+            if ending.status in (TaskStatus.PENDING, TaskStatus.RUNNING):
+                return None
+        task = await self._existing(task_id)
+        return task if _known_status(task).is_final else None
 
     @asynccontextmanager
     async def _follow(self, task_id: UUID) -> AsyncIterator[tuple[Task, Subscription | None]]:
@@ -218,12 +263,14 @@ class Tasks(Records):
         if self._node is None:
             yield await self._final("watch()", key), None
             return
+        self._node.check_loop()
         events, subscription = self._node.events, Subscription()
         events.listen(key, subscription)
         try:
             task = await self._existing(key)
             event = _status_event(task)
             subscription.begin(event)
+            events.poll_soon()
             yield task, None if event.status.is_final else subscription
         finally:
             events.leave(key, subscription)
@@ -231,7 +278,7 @@ class Tasks(Records):
     async def _final(self, action: str, task_id: UUID) -> Task:
         """The task, of which only the end can be told without a node."""
         task = await self._existing(task_id)
-        if not _status_event(task).status.is_final:
+        if not _known_status(task).is_final:
             raise NotRunning(action)
         return task
 
@@ -260,16 +307,19 @@ async def _no_events() -> AsyncIterator[TaskEvent]:
     yield
 
 
-def _status_event(task: Task) -> TaskEvent:
-    status = task.status
-    if not isinstance(status, TaskStatus):
+def _known_status(task: Task) -> TaskStatus:
+    if not isinstance(task.status, TaskStatus):
         raise ConfigurationError(
-            f"Task {task.id} has the status {status!r}, which this version does not know"
+            f"Task {task.id} has the status {task.status!r}, which this version does not know"
         )
+    return task.status
+
+
+def _status_event(task: Task) -> TaskEvent:
     return TaskEvent(
         kind="status",
         task_id=task.id,
-        status=status,
+        status=_known_status(task),
         progress_percentage=task.progress_percentage,
         attempt=task.attempts,
     )

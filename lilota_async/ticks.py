@@ -18,7 +18,7 @@ from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from lilota_async.errors import ConfigurationError
-from lilota_async.models.values import Duration, TaskId, checked_duration
+from lilota_async.models.values import Duration, TaskId, checked_span
 
 CatchUp = Literal["skip", "one", "all"]
 LATE = timedelta(seconds=10)  # from then on a tick was missed
@@ -126,7 +126,7 @@ def read_periodic(
         rhythm = _read_cron(cron, "UTC" if timezone is None else timezone)
         return Periodic(rhythm=rhythm, catch_up=catch_up)
     if every is not None:
-        period = timedelta(seconds=checked_duration("every", every, least=SHORTEST_SECONDS))
+        period = timedelta(seconds=checked_span("every", every, least=SHORTEST_SECONDS))
         return Periodic(rhythm=Every(period=period), catch_up=catch_up)
     return None
 

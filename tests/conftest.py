@@ -36,17 +36,23 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(params=BACKENDS)
 def database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
-    """The URL of an empty database, once for every backend."""
-    return servers.empty_database(request.param, tmp_path)
+    """The URL of a database without rows, once for every backend."""
+    return servers.database(request.param, tmp_path)
 
 
 @pytest.fixture(params=FAST_BACKENDS)
 def fast_database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
-    """The URL of an empty database, on SQLite and on PostgreSQL only."""
-    return servers.empty_database(request.param, tmp_path)
+    """The URL of a database without rows, on SQLite and on PostgreSQL only."""
+    return servers.database(request.param, tmp_path)
 
 
 @pytest.fixture
 def postgresql_url(servers: Servers, tmp_path: Path) -> str:
-    """The URL of an empty database on the PostgreSQL server of all tests, which must stay up."""
-    return servers.empty_database("postgresql+asyncpg", tmp_path)
+    """The URL of a database without rows on the server of all tests, which must stay up."""
+    return servers.database("postgresql+asyncpg", tmp_path)
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
+    """The URL of a database without tables, once for every backend."""
+    return servers.empty_database(request.param, tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from typing import NoReturn
 import pytest
 from sqlalchemy import URL, NullPool, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from lilota_async.storage.database import Database
+from lilota_async.storage.migrate import migrate
 
 BACKENDS = ("sqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb")
 FAST_BACKENDS = ("sqlite", "postgresql+asyncpg")
@@ -40,22 +44,54 @@ def run_sql(url: str | URL, *statements: str) -> None:
     asyncio.run(run())
 
 
+async def make_tables(database: Database) -> None:
+    """Make those of lilota in a database that is not open."""
+    await database.open()
+    await migrate(database)
+    await database.close()
+
+
 class Servers:
     """One database on each server, for one test session; made when it is first asked for."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._urls: dict[str, URL] = {}
+        self._admins: dict[str, URL] = {}
+        self._templates: set[str] = set()
         self._cleanups = ExitStack()
 
     def close(self) -> None:
         """Drop the databases, and stop the server that was brought up."""
         self._cleanups.close()
 
+    def database(self, backend: str, directory: Path) -> str:
+        """The URL of a database with the tables and no rows; on MariaDB without the tables."""
+        if backend == "mariadb":
+            return self.empty_database(backend, directory)  # it has no quick copies
+        if backend == "sqlite":
+            template = self._directory / "template.db"
+            if not template.exists():
+                asyncio.run(make_tables(Database(f"sqlite+aiosqlite:///{template}")))
+            return f"sqlite+aiosqlite:///{shutil.copy(template, directory / 'lilota.db')}"
+        url = self._url("postgresql", self._find_postgresql)
+        admin, template_name = self._admins["postgresql"], f"{url.database}_template"
+        if template_name not in self._templates:
+            run_sql(admin, f"CREATE DATABASE {template_name}")
+            self._cleanups.callback(run_sql, admin, f"DROP DATABASE {template_name}")
+            asyncio.run(make_tables(Database(admin.set(database=template_name))))
+            self._templates.add(template_name)
+        run_sql(
+            admin,
+            f"DROP DATABASE {url.database} WITH (FORCE)",
+            f"CREATE DATABASE {url.database} TEMPLATE {template_name}",
+        )
+        return url.set(drivername=backend).render_as_string(hide_password=False)
+
     def empty_database(self, backend: str, directory: Path) -> str:
         """The URL of an empty database: a new file, or the session's own one, emptied."""
         if backend == "sqlite":
-            return f"sqlite+aiosqlite:///{directory / 'lilota.db'}"
+            return f"sqlite+aiosqlite:///{directory / 'empty.db'}"
         if backend == "mariadb":
             url = self._url("mariadb", self._find_mariadb)
             name = url.database
@@ -79,7 +115,7 @@ class Servers:
             run_sql(admin, f"CREATE DATABASE {name}")
             force = " WITH (FORCE)" if server == "postgresql" else ""
             self._cleanups.callback(run_sql, admin, f"DROP DATABASE {name}{force}")
-            self._urls[server] = admin.set(database=name)
+            self._urls[server], self._admins[server] = admin.set(database=name), admin
         return self._urls[server]
 
     def _find_postgresql(self) -> URL:

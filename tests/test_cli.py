@@ -57,3 +57,13 @@ def test_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.returncode == 1
     assert "has no tables of lilota" in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []  # a mistyped path makes no file
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "-1", "x", "1.5", "", "9" * 5000])
+def test_ports_that_are_none(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong is said before anything is looked at."""
+    with pytest.raises(SystemExit) as caught:
+        main(["dashboard", f"--port={port}"])
+    assert caught.value.code == 2
+    assert "a port is a whole number from 0 to 65535" in capsys.readouterr().err

@@ -126,6 +126,12 @@ def test_split_and_merge(backend: str, servers: Servers, tmp_path: Path) -> None
     assert {(task.status, task.attempts) for task in tasks} == {("completed", 1)}
 
 
+def test_dask(tmp_path: Path) -> None:
+    """The tasks run on both workers of a cluster."""
+    lines = run_script(EXAMPLES / "12_dask.py", tmp_path)
+    assert lines == ["9592 primes below 100000", "10 tasks on 2 workers"]
+
+
 def commands(name: str, port: int) -> dict[str, list[str]]:
     """The ways to start an application that its docstring names."""
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import msgspec
 import pydantic
 import pytest
 
+from lilota_async.errors import ConfigurationError, RetryLater
 from lilota_async.models import ModelProtocol, TaskId, TaskProgress, TaskStatus
 
 TEXT = "01939e4a-7d1c-7000-8000-000000000000"
@@ -50,6 +52,20 @@ def test_task_id_refuses_other_text() -> None:
     """Text that is no UUID is a ValueError."""
     with pytest.raises(ValueError, match="badly formed"):
         TaskId("7")
+
+
+@pytest.mark.parametrize("value", [5, True, b"x", [TEXT], 1.5])
+def test_task_id_refuses_what_is_no_text(value: Any) -> None:
+    """The error says what it takes."""
+    with pytest.raises(ConfigurationError, match="takes the text of a UUID"):
+        TaskId(value)
+
+
+@pytest.mark.parametrize("delay", ["soon", None, math.nan, -math.inf, 10**400, timedelta.max])
+def test_delays_that_are_none(delay: Any) -> None:
+    """RetryLater checks its delay, which the database could not add to a time."""
+    with pytest.raises(ConfigurationError, match=r"RetryLater\(delay=...\) takes seconds"):
+        RetryLater(delay)
 
 
 def test_task_id_travels() -> None:

@@ -144,6 +144,7 @@ def test_ids_follow_from_name_and_tick() -> None:
         ({"timezone": "UTC"}, "timezone= is that of cron="),
         ({"every": 0}, "every must be 0.1 s or more"),
         ({"every": "5"}, "every must be seconds or a timedelta"),
+        ({"every": timedelta.max}, "every must be 100 years at most"),
     ],
 )
 def test_rhythms_that_cannot_be_kept(options: dict[str, Any], message: str) -> None:

@@ -49,7 +49,8 @@ async def idle_node(context: Context) -> list[Figure]:
 
 async def memory(context: Context) -> list[Figure]:
     """Row 12: applications that only sleep, without and with lilota; and the import."""
-    sizes: dict[str, list[float]] = {"bare": [], "database": [], "first": [], "lilota": []}
+    names = ("bare", "database", "pools", "first", "lilota")
+    sizes: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(context.settings.repeats):
         async with context.server.database() as url:
             for name, samples in sizes.items():  # the first start creates the tables
@@ -60,6 +61,7 @@ async def memory(context: Context) -> list[Figure]:
         _memory_over("12", "an app without SQLAlchemy", sizes, "lilota", "bare"),
         _memory_over("12 f", "that, at the start that makes the tables", sizes, "first", "bare"),
         _memory_over("12 d", "one with SQLAlchemy and a connection", sizes, "lilota", "database"),
+        _memory_of_parts(sizes),
         *[await _import_time(context, name) for name in ("", ".core")],
     ]
 
@@ -76,6 +78,17 @@ def _memory_over(
         unit="MiB",
         met=over <= MEMORY_AIM_MIB,
         samples=sizes,
+    )
+
+
+def _memory_of_parts(sizes: dict[str, list[float]]) -> Figure:
+    """What no application of these parts can go below."""
+    return Figure(
+        row="12 b",
+        what="SQLAlchemy, a connection and 2 pools of one process, over the first",
+        aim="",
+        value=statistics.median(sizes["pools"]) - statistics.median(sizes["bare"]),
+        unit="MiB",
     )
 
 

@@ -44,17 +44,24 @@ class Backlog:
         return bounds if own is None else (*bounds, Bound(name=name, most=own))
 
     async def insert(
-        self, tasks: Sequence[NewTask], more: int = 0, writer: Writer | None = None
+        self,
+        tasks: Sequence[NewTask],
+        on_written: Callable[[], None],
+        *,
+        more: int = 0,
+        writer: Writer | None = None,
     ) -> set[TaskId]:
         """Commit rows of one name, or raise QueueFull; `more` rows are to follow.
 
-        Returns those that were not written because of their unique key.
+        Returns those that were not written because of their unique key. `on_written` is called
+        when they may be there, whether the caller still waits or not.
         """
         writer = writer or self._writer
         bounds = self.bounds_of(tasks[0].name)
         if not bounds:
-            return await writer.insert(tasks)
-        outcome = await writer.admit(BoundedInsert(tasks=tasks, bounds=bounds, more=more))
+            return await writer.insert(tasks, on_written)
+        wanted = BoundedInsert(tasks=tasks, bounds=bounds, more=more)
+        outcome = await writer.admit(wanted, on_written)
         if isinstance(outcome, Bound):
             raise await self.error(outcome)
         return outcome

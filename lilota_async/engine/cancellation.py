@@ -10,7 +10,7 @@ from uuid import UUID
 
 from lilota_async.engine.dispatcher import Dispatcher
 from lilota_async.engine.lifecycle import Intent
-from lilota_async.errors import StoreError
+from lilota_async.errors import StoreUnavailable
 from lilota_async.storage.store import Store
 from lilota_async.storage.writer import Writer
 
@@ -61,13 +61,15 @@ class CancelRequests:
                 continue
             try:
                 await self._stop_wanted()
-            except StoreError:
+            except StoreUnavailable:
                 continue  # asked again after the next pause
             except Exception:
                 logger.exception("Looking for cancel requests failed in an unforeseen way")
 
     async def _stop_wanted(self) -> None:
-        wanted = await self._writer.execute(lambda c: self._store.cancel_requests(c, self._node_id))
+        wanted = await self._writer.execute(
+            lambda c: self._store.cancel_requests(c, self._node_id), in_transaction=False
+        )
         for each in wanted:
             attempt = self._dispatcher.running.find(each.id)
             if attempt is not None and attempt.claimed.attempt == each:

@@ -14,6 +14,7 @@ from lilota_async.codec import describe
 from lilota_async.engine.dependencies import Dependencies
 from lilota_async.errors import InvalidInput, LilotaError, TaskNotFound, UnknownTask
 from lilota_async.execution.ends import Ended
+from lilota_async.execution.invocation import qualified_name
 from lilota_async.execution.protocol import ChildTask, Outcome
 from lilota_async.registry import RegisteredTask, Registry
 from lilota_async.storage.dependencies import ROWS_AT_ONCE
@@ -37,7 +38,7 @@ class ChildTasks:
         if "run_at" in options:
             options["run_at"] = datetime.fromisoformat(options["run_at"])
         return Dependent(
-            task=self._new_row(task, self._input_of(message), **options),
+            task=self._new_row(task, task.encode_input(self._input_of(message)), **options),
             after=tuple(UUID(each) for each in message.after),
             runs_if_failed=message.runs_if_failed,
         )
@@ -98,7 +99,7 @@ class Children:
         if self._error is None:
             return ended, tuple(self._rows)
         failure = describe(self._error, kind="error")
-        lineage = tuple(f"{c.__module__}.{c.__qualname__}" for c in type(self._error).__mro__)
+        lineage = tuple(map(qualified_name, type(self._error).__mro__))
         failed = msgspec.structs.replace(
             ended, failure=failure, lineage=lineage, output=msgspec.Raw()
         )
@@ -109,7 +110,7 @@ class Children:
         while self._queue:
             rows, self._queue = self._queue[:ROWS_AT_ONCE], self._queue[ROWS_AT_ONCE:]
             try:
-                await self._tasks.dependencies.insert(rows)
+                await self._tasks.dependencies.insert(rows, is_held=True)
             except Exception as error:
                 self._note(error)
         self._writing = None

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from lilota_async.errors import StoreError
+from lilota_async.errors import StoreUnavailable
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.dependencies import ROWS_AT_ONCE
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Dependent, Released
+from lilota_async.storage.transitions import Dependent, News, Released
 from lilota_async.storage.writer import Writer
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ LOOK_SECONDS = 1.0  # at all that wait
 IDLE_SECONDS = 5.0  # whether any do
 NOTIFIED_IDLE_SECONDS = 60.0  # the same, while the database tells
 REST = 30.0  # times what a look took
+LONGEST_REST_SECONDS = 30.0  # it may have taken long because of others
 HELD_SECONDS = 0.02  # until what another node held is free
 ROUNDS = 5  # in one transaction
 logger = logging.getLogger("lilota_async")
@@ -51,8 +52,8 @@ class Dependencies:
         self._on_due = on_due
         self._on_cancelled = on_cancelled
         self._is_notified = is_notified
-        self._ended: list[UUID] = []
-        self._released: asyncio.Future[None] | None = None
+        self._ended: list[tuple[UUID, Callable[[], None] | None]] = []
+        """What has ended, and what is to be called when the others are due."""
         self._wake = asyncio.Event()
         self._looks_at_all = True
         self._next_look = 0.0
@@ -68,19 +69,19 @@ class Dependencies:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop_task
-        self._answer()
+        self._answer(self._ended)
 
-    async def insert(self, rows: Sequence[Dependent]) -> None:
-        """Commit new rows; raises TaskNotFound when one waits for an id that has no row."""
-        try:
-            await self._writer.execute(lambda c: self._rows.insert(c, rows))
-        finally:
-            self.on_inserted(rows)
+    async def insert(self, rows: Sequence[Dependent], *, is_held: bool = False) -> None:
+        """Commit new rows; raises TaskNotFound when one waits for an id that has no row.
+
+        `is_held`: for a task that runs, which pays nothing for a database that is away.
+        """
+        await self._writer.insert_dependents(rows, lambda: self.on_inserted(rows), is_held=is_held)
 
     async def missing(self, ids: Iterable[UUID]) -> set[UUID]:
-        """Those of the ids that have no row."""
+        """Those of the ids that have no row; asked for a task that runs."""
         wanted = set(ids)
-        known = await self._writer.execute(lambda c: self._rows.known(c, wanted))
+        known = await self._writer.execute(lambda c: self._rows.known(c, wanted), is_held=True)
         return wanted - known
 
     def on_inserted(self, rows: Sequence[Dependent]) -> None:
@@ -91,7 +92,8 @@ class Dependencies:
         self.in_use = True
         self._next_look = min(self._next_look, self._loop_time() + LOOK_SECONDS)
         own = {row.task.id for row in rows}
-        self._ended += {each for row in rows for each in row.after} - own
+        awaited = {each for row in rows for each in row.after}
+        self._ended += [(each, None) for each in awaited - own]
         self._wake.set()
 
     def look(self) -> None:
@@ -99,20 +101,13 @@ class Dependencies:
         self.in_use = self._looks_at_all = True
         self._wake.set()
 
-    def notice(self, task_id: UUID) -> None:
-        """The task has ended."""
-        if self.in_use:
-            self._ended.append(task_id)
+    def on_end(self, task_id: UUID, then: Callable[[], None] | None = None) -> None:
+        """The task has ended: `then` is called when those that waited for nothing else are due."""
+        if self.in_use and self._loop_task is not None and not self._loop_task.done():
+            self._ended.append((task_id, then))
             self._wake.set()
-
-    async def on_end(self, task_id: UUID) -> None:
-        """The task has ended: returns when those that waited for nothing else are due."""
-        if not self.in_use or self._loop_task is None or self._loop_task.done():
-            return
-        self.notice(task_id)
-        if self._released is None:
-            self._released = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._released)
+        elif then is not None:
+            then()
 
     async def _run(self) -> None:
         while True:
@@ -120,22 +115,21 @@ class Dependencies:
                 async with asyncio.timeout_at(self._next_look):
                     await self._wake.wait()
             self._wake.clear()
-            released, self._released = self._released, None
             try:
                 await self._look()
-            except StoreError:
+            except StoreUnavailable:
                 self._rest(LOOK_SECONDS)  # the writer says that the database is away, once
             except Exception:
                 logger.exception("Looking for tasks that wait failed; trying on")
                 self._rest(LOOK_SECONDS)
-            finally:
-                if released is not None and not released.done():
-                    released.set_result(None)
 
     async def _look(self) -> None:
         ended, self._ended = self._ended[:ROWS_AT_ONCE], self._ended[ROWS_AT_ONCE:]
-        if ended:
-            await self._release(ended)
+        try:
+            if ended:
+                await self._release([task_id for task_id, _ in ended])
+        finally:
+            self._answer(ended)
         if self._ended:
             self._wake.set()
         if self._looks_at_all or self._loop_time() >= self._next_look:
@@ -149,7 +143,8 @@ class Dependencies:
             self._rest(NOTIFIED_IDLE_SECONDS if self._is_notified() else IDLE_SECONDS)
             return
         await self._release(None)
-        self._rest(max(LOOK_SECONDS, REST * (self._loop_time() - before)))
+        took = self._loop_time() - before
+        self._rest(min(max(LOOK_SECONDS, REST * took), LONGEST_REST_SECONDS))
 
     async def _release(self, ended: Sequence[UUID] | None) -> None:
         """Release what waits for nothing more."""
@@ -174,7 +169,7 @@ class Dependencies:
             if ended is not None:  # others may wait in turn for those that were cancelled
                 ended = [*ended, *released.cancelled]
         if any(released.due for released in rounds):
-            await self._store.announce_look(c)
+            await self._store.tell(c, News.LOOK)
         return rounds
 
     def _rest(self, seconds: float) -> None:
@@ -183,6 +178,8 @@ class Dependencies:
     def _loop_time(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _answer(self) -> None:
-        if self._released is not None and not self._released.done():
-            self._released.set_result(None)
+    @staticmethod
+    def _answer(ended: Iterable[tuple[UUID, Callable[[], None] | None]]) -> None:
+        for _, then in ended:
+            if then is not None:
+                then()

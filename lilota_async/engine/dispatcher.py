@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from lilota_async.engine.alarm import Alarm
@@ -18,10 +18,11 @@ from lilota_async.engine.children import ChildTasks
 from lilota_async.engine.events import Events
 from lilota_async.engine.lifecycle import Intent
 from lilota_async.engine.limits import LimitsInUse
-from lilota_async.engine.places import Place, Places
+from lilota_async.engine.places import Place, Places, Pool
 from lilota_async.engine.running import LOOK_SECONDS, RunningAttempts
-from lilota_async.errors import NotRunning, StoreError
+from lilota_async.errors import NotRunning, StoreError, StoreUnavailable
 from lilota_async.registry import Registry
+from lilota_async.storage.lookahead import LOOK_BACK_SECONDS
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Claim, Claimed, ClaimedTask, LimitedClaim, NewTask
 from lilota_async.storage.writer import Writer
@@ -30,16 +31,12 @@ POLL_SECONDS = 1.0  # for other nodes' tasks, and those that become due
 NOTIFIED_POLL_SECONDS = 60.0  # the safety net, while the database tells
 CLOCK_GRAIN_SECONDS = 0.002
 CONTENDED_SECONDS = 0.05  # after a claim of rows that somebody else held
+SLOW_CLAIM_SECONDS = 0.02  # it may have passed over much that others run
 RETRY_SECONDS = 0.5  # after a claim that failed
+# A server may go on with a statement for as long as a lock keeps it, after the connection of
+# whoever sent it was lost: what it writes then, nobody hears. So it is looked for now and then.
+DOUBT_SECONDS = 120.0
 logger = logging.getLogger("lilota_async")
-
-
-class Pool(Protocol):
-    """The slots of one kind of executor."""
-
-    size: int
-
-    def slots(self) -> Sequence[Slot]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +70,10 @@ class Dispatcher:
         self._unclaimed: set[str] = set()
         """The kinds of which rows may wait that no claim has been sent for."""
         self._looks_ahead = True
+        self._looked_at = float("-inf")
         self._alarm = Alarm(self.look)
-        self._claim_in_doubt = False
+        self._claim_in_doubt = self._has_complained = False
+        self._certain_at = float("-inf")
         self._bursts = Bursts()
         self.limits = LimitsInUse(registry)
         self._places = Places(LARGEST_BURST)
@@ -98,6 +97,7 @@ class Dispatcher:
         )
 
     def start(self) -> None:
+        self._certain_at = asyncio.get_running_loop().time()
         self._loop_task = asyncio.create_task(self._dispatch(), name="lilota dispatcher")
         self.wake()  # there may be work from before
 
@@ -118,8 +118,11 @@ class Dispatcher:
         self.limits.note_inserted(tasks)
         if any(task.run_at is not None for task in tasks):
             self.look()  # only the database knows how long that is
-        elif any(task.is_due for task in tasks):
-            self.wake()
+        else:
+            kinds = {self._kind_of(task.name) for task in tasks if task.is_due}
+            if kinds:  # the others have nothing new to claim
+                self._unclaimed |= kinds
+                self._wake.set()
         delays = [task.delay_seconds for task in tasks if task.delay_seconds]
         if delays:
             self._expect(min(delays))
@@ -137,11 +140,11 @@ class Dispatcher:
         self.wake()
         if self._store.has_listeners:
             with contextlib.suppress(StoreError, NotRunning):
-                await self._writer.execute(self._store.announce)
+                await self._writer.execute(self._store.announce, in_transaction=False)
 
     def reserve(self, name: str) -> Place | None:
         """A place for a task that is about to be inserted, if nothing waits before it."""
-        kind = self._registry[name].settings.executor
+        kind = self._kind_of(name)
         if kind in self._unclaimed or self._halting or self._drained is not None:
             return None
         if self._claim_in_doubt or not self._settings.may_claim():
@@ -168,6 +171,10 @@ class Dispatcher:
     def give_up(self, place: Place) -> None:
         """The task was not inserted, as far as is known."""
         self._give_back(place)
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Rows may say that they run here of which nothing is known here."""
         self._claim_in_doubt = True
         self.wake()
 
@@ -198,7 +205,8 @@ class Dispatcher:
         if self._loop_task is not None:
             self._halting = True  # never cancelled: a claim under way would be forgotten
             self.wake()
-            await self._loop_task
+            while not self._loop_task.done() and not self._writer.has_given_up:
+                await asyncio.wait([self._loop_task], timeout=LOOK_SECONDS)
             self._loop_task = None
         self._alarm.clear()
 
@@ -219,7 +227,7 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._alarm.set(self._poll_seconds())
+            self._alarm.set(NOTIFIED_POLL_SECONDS if self._settings.is_notified() else POLL_SECONDS)
             await self._wake.wait()
             self._wake.clear()
             if self._halting:
@@ -227,39 +235,57 @@ class Dispatcher:
             if not self._settings.may_claim():
                 continue
             try:
-                if self._claim_in_doubt:
+                # Set first: while it is, nothing new is inserted as running.
+                self._claim_in_doubt |= loop.time() - self._certain_at > DOUBT_SECONDS
+                if self._claim_in_doubt and self._pools:
                     await self._release_unknown()
+                before = loop.time()
                 emptied = [await self._claim_for(kind) for kind in self._pools]
-                if self._looks_ahead and self._pools:
+                if (self._looks_ahead or self._may_see_a_crowd(before)) and self._pools:
                     await self._look_ahead()
+                    if loop.time() - before > LOOK_BACK_SECONDS / 2:
+                        self.wake()  # what became due in between, neither of them has seen
             except Exception as error:
-                if not isinstance(error, StoreError):  # of which the writer says so, once
-                    logger.exception("Claiming tasks failed in an unforeseen way; trying on")
+                self._complain(error)
                 # A claim may have been committed although its answer never came.
                 self._claim_in_doubt = True
                 loop.call_later(RETRY_SECONDS, self.wake)
                 continue
+            self._has_complained = False
             nothing_left = all(emptied) and not self.running and not self._wake.is_set()
             if nothing_left and self._drained is not None and not self._drained.done():
                 self._drained.set_result(None)
 
-    def _poll_seconds(self) -> float:
-        return NOTIFIED_POLL_SECONDS if self._settings.is_notified() else POLL_SECONDS
+    def _may_see_a_crowd(self, before: float) -> bool:
+        """Whether a look, of which there is one a second at most, may find one, or one gone."""
+        now = asyncio.get_running_loop().time()
+        is_slow = now - before > SLOW_CLAIM_SECONDS
+        return now - self._looked_at > POLL_SECONDS and (is_slow or bool(self.limits.crowded))
+
+    def _complain(self, error: Exception) -> None:
+        # Of these the writer says so, once, or is not there any more.
+        if not isinstance(error, StoreUnavailable | NotRunning) and not self._has_complained:
+            self._has_complained = True
+            logger.exception("Claiming tasks failed in an unforeseen way; trying on")
 
     async def _look_ahead(self) -> None:
-        """At the start, at each poll and when told to: set the alarm for what is due next."""
+        """Set the alarm for what is due next, and find out what claims have to heed.
+
+        At the start, at each poll, when told to, and after a claim that took long.
+        """
         self._looks_ahead = False
+        self._looked_at = asyncio.get_running_loop().time()
         self.limits.begin_look()
         try:
-            (seconds, has_just_become_due), (keyed, paused) = await self._writer.execute(
+            (seconds, has_just_become_due), in_use = await self._writer.execute(
                 self._look, in_transaction=False
             )
         except StoreError:
             self._looks_ahead = True
-            return
+            raise
         if seconds is not None:
             self._expect(seconds)
-        may_start_more = self.limits.note(keyed, paused)
+        may_start_more = self.limits.note(in_use)
         if may_start_more or has_just_become_due:
             self.wake()  # the claim that came before the look has not seen it
 
@@ -277,7 +303,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(pause, self.wake)
 
     async def _release_unknown(self) -> None:
-        """Put back what a claim has taken without telling: nobody runs it."""
+        """Put back what a claim or an insert has made running without telling: nobody runs it."""
 
         async def release(c: Any) -> bool:
             # Read at the time of the write: what runs by then is known.
@@ -287,10 +313,15 @@ class Dispatcher:
             return True
 
         self._claim_in_doubt = not await self._writer.execute(release)
+        self._certain_at = asyncio.get_running_loop().time()
 
     async def _claim_for(self, kind: str) -> bool:
         """Claim for the free slots of this kind; True when there was nothing to claim."""
         if kind not in self._unclaimed:
+            return True
+        is_left = self._drained is not None and self._pools[kind].is_stuck  # for other nodes
+        if is_left or not any(self._names_of(kind)):  # as of threads, in most applications
+            self._unclaimed.discard(kind)
             return True
         if self._pools[kind].size and not self._free_places(kind):
             return False  # until a slot is free
@@ -299,7 +330,7 @@ class Dispatcher:
         def choose() -> Claim | LimitedClaim | None:
             """At the last moment: until then, new rows may come, and some of them find places."""
             self._unclaimed.discard(kind)
-            names = self._names_of(kind)
+            names = tuple(self._names_of(kind))
             if not names or not self._pools[kind].size:
                 return None
             places.extend(self._free_places(kind))
@@ -327,16 +358,20 @@ class Dispatcher:
                 self._wake.set()
         return not claimed.tasks and not claimed.waits and kind not in self._unclaimed
 
-    def _names_of(self, kind: str) -> tuple[str, ...]:
-        return tuple(
+    def _kind_of(self, name: str) -> str:
+        return self._registry[name].settings.executor
+
+    def _names_of(self, kind: str) -> Iterator[str]:
+        return (
             name
             for name, task in self._registry.items()
             if task.settings.executor == kind and not self.limits.is_paused(name)
         )
 
     def _free_places(self, kind: str) -> list[Slot]:
-        slots = [slot for slot in self._pools[kind].slots() if slot not in self._places]
-        return _places(slots, self._depth_of(kind), self.running.slow_slots)
+        return self._places.free(
+            self._pools[kind].slots(), self._depth_of(kind), self.running.slow_slots
+        )
 
     def _depth_of(self, kind: str) -> int:
         return self._bursts.depth if kind == "process" else 1
@@ -360,17 +395,3 @@ class Dispatcher:
             self.running.begin(task, slot)
         for task in back:
             self.running.put_back(task)
-
-
-def _places(slots: Sequence[Slot], depth: int, slow: Collection[Slot]) -> list[Slot]:
-    """One entry for each task to claim: the slots in turn, so that all get some.
-
-    A slot is filled up when half of its burst is done, not to stand still between.
-    """
-    most = depth // 2
-    room = {
-        s: depth - s.load
-        for s in slots
-        if not s.load or (s.load <= most and s not in slow and not s.is_held_up)
-    }
-    return [s for turn in range(depth) for s, left in room.items() if turn < left]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lilota_async.errors import NotRunning, StoreError
+from lilota_async.errors import NotRunning, StoreUnavailable
 from lilota_async.models.values import TaskEvent, TaskId, TaskStatus
 from lilota_async.storage.transitions import Finish
 
@@ -21,6 +21,8 @@ State = tuple[TaskStatus, int]
 States = dict[TaskId[Any], State]
 FIRST_POLL_SECONDS = 0.05
 LAST_POLL_SECONDS = 1.0
+ALONE_POLL_SECONDS = 0.25
+MOST_POLLED_PER_SECOND = 1000  # many are polled less often
 QUEUE_LIMIT = 1000
 logger = logging.getLogger("lilota_async")
 
@@ -69,6 +71,8 @@ class EndWaiter:
     def put(self, event: TaskEvent, end: LocalEnd | None) -> None:
         if event.status.is_final:
             self._be_over(end)
+        elif event.status is TaskStatus.RUNNING:
+            self.is_polled = False  # it has begun here, and when it ends or goes that is told
 
     def let_go(self) -> None:
         """It does not run on this node any more."""
@@ -164,12 +168,22 @@ class Subscription:
 
 
 class Events:
-    """Who waits for which task. Polls only while somebody does, for all of them at once."""
+    """Who waits for which task. Polls only while somebody does, for all of them at once.
 
-    def __init__(self, read_states: Callable[[Iterable[TaskId[Any]]], Awaitable[States]]) -> None:
+    While this node `is_alone`, it does so less often: what it does not know is only what nodes
+    that have just come do, and what is done to the rows from outside.
+    """
+
+    def __init__(
+        self,
+        read_states: Callable[[Iterable[TaskId[Any]]], Awaitable[States]],
+        is_alone: Callable[[], bool],
+    ) -> None:
         self._read_states = read_states
+        self._is_alone = is_alone
         self._listeners: dict[TaskId[Any], set[Listener]] = {}
         self._poll: asyncio.Task[None] | None = None
+        self._polled_anew = asyncio.Event()
         self._closed = False
 
     def listen(self, task_id: TaskId[Any], listener: Listener) -> None:
@@ -179,6 +193,10 @@ class Events:
             listener.close()
         elif self._poll is None or self._poll.done():
             self._poll = asyncio.create_task(self._poll_states(), name="lilota events")
+
+    def poll_soon(self) -> None:
+        """One more is polled from now on: it may not have to wait for long."""
+        self._polled_anew.set()
 
     def leave(self, task_id: TaskId[Any], listener: Listener) -> None:
         """It waits no more."""
@@ -219,17 +237,31 @@ class Events:
                 await self._poll
 
     async def _poll_states(self) -> None:
-        pause = FIRST_POLL_SECONDS
+        pause = 0.0
+        asked: list[TaskId[Any]] = []
         while self._listeners:
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, LAST_POLL_SECONDS)
+            shortest = _shortest_pause(len(asked))
+            if self._is_alone():
+                shortest = max(shortest, ALONE_POLL_SECONDS)
+            pause = max(pause, shortest)
+            try:
+                async with asyncio.timeout(pause):
+                    await self._polled_anew.wait()
+                self._polled_anew.clear()
+                await asyncio.sleep(shortest)
+                pause = shortest
+            except TimeoutError:
+                pause = min(pause * 1.5, LAST_POLL_SECONDS)
             asked = self._polled()
             if not asked:
                 continue
             try:
                 states = await self._read_states(asked)
-            except StoreError:
+            except StoreUnavailable:
                 continue  # the writer says that the database is away, once
+            except Exception:
+                logger.exception("Looking for the ends of tasks failed; trying on")
+                continue
             for task_id in asked:  # those that came meanwhile are no deleted ones
                 self._compare(task_id, states.get(task_id))
 
@@ -248,6 +280,10 @@ class Events:
             return  # edited by hand, or by a newer version: it may become something again
         for listener in self._listeners.get(task_id, ()):
             listener.compare(task_id, state)
+
+
+def _shortest_pause(polled: int) -> float:
+    return min(max(FIRST_POLL_SECONDS, polled / MOST_POLLED_PER_SECOND), LAST_POLL_SECONDS)
 
 
 def _is_older(state: State, last: State) -> bool:

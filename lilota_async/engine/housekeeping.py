@@ -9,7 +9,7 @@ import random
 from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
-from lilota_async.errors import StoreError
+from lilota_async.errors import StoreUnavailable
 from lilota_async.models.values import TaskStatus
 from lilota_async.registry import Registry
 
@@ -64,7 +64,7 @@ class Housekeeping:
             for name, status, seconds in rules:
                 try:
                     await self._delete(name, status, seconds)
-                except StoreError:
+                except StoreUnavailable:
                     break  # the writer says that the database is away; the next round is soon
                 except Exception:
                     logger.exception("Deleting old tasks failed in an unforeseen way; trying on")

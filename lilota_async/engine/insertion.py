@@ -26,6 +26,8 @@ class Dispatcher(Protocol):
 
     def on_inserted(self, tasks: Sequence[NewTask]) -> None: ...
 
+    def doubt(self) -> None: ...
+
 
 class Insertion:
     """One task that is being scheduled. It gets its place at the last moment."""
@@ -55,7 +57,7 @@ class Insertion:
         """The row is there, unless it was refused because of a pause."""
         place, self._place = self._place, None
         if place is None:
-            self._dispatcher.on_inserted([self.task])
+            self._on_written_without_place()
         elif self.task.id in refused:
             self._dispatcher.leave(place)
         else:
@@ -65,6 +67,12 @@ class Insertion:
         """The row may be there or not."""
         place, self._place = self._place, None
         if place is None:
-            self._dispatcher.on_inserted([self.task])
+            self._on_written_without_place()
         else:
             self._dispatcher.give_up(place)
+
+    def _on_written_without_place(self) -> None:
+        if self.task.node_id is None:
+            self._dispatcher.on_inserted([self.task])
+        else:  # it had one, until it was given up, and its row says so
+            self._dispatcher.doubt()

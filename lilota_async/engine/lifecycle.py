@@ -30,9 +30,16 @@ from lilota_async.execution.invocation import qualified_name
 from lilota_async.execution.protocol import Outcome
 from lilota_async.models.values import Retry, TaskStatus, seconds
 from lilota_async.registry import Settings
-from lilota_async.storage.transitions import ClaimedTask, Cost, Dependent, Finish, LostTask, Requeue
+from lilota_async.storage.transitions import (
+    FAILURES_KEPT,
+    ClaimedTask,
+    Cost,
+    Dependent,
+    Finish,
+    LostTask,
+    Requeue,
+)
 
-FAILURES_KEPT = 20
 _CRASHED = tuple(qualified_name(cls) for cls in TaskCrashed.__mro__)
 _TIMED_OUT = tuple(qualified_name(cls) for cls in TaskTimeout.__mro__)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from lilota_async.errors import StoreError
+from lilota_async.errors import StoreUnavailable
 from lilota_async.registry import RegisteredTask, Registry
 from lilota_async.storage.schedules import Schedules
 from lilota_async.storage.store import Store
@@ -91,7 +91,7 @@ class PeriodicTasks:
         while True:
             try:
                 pause = await self._look()
-            except StoreError:
+            except StoreUnavailable:
                 pause = RETRY_SECONDS  # the writer says that the database is away, once
             except Exception:
                 logger.exception("Periodic tasks failed in an unforeseen way; trying on")
@@ -130,7 +130,8 @@ class PeriodicTasks:
                 continue
             assert schedule.handled is not None
             after = max(until, schedule.handled)
-            if now - schedule.next > LATE:
+            first = schedule.periodic.next(after)  # others may have taken care of those before
+            if first is not None and now - first > LATE:
                 after = schedule.periodic.pass_over(after, now)
             ticks = schedule.periodic.due(after, now, TICKS_AT_ONCE)
             if ticks:

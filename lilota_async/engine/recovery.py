@@ -1,11 +1,12 @@
 """Leases: who may take what from whom, and when.
 
 - A node owns the running tasks whose `locked_by` is its id, and nobody else writes to them.
-- It renews its lease by a heartbeat, three times per lease: one small update, however many
-  tasks it runs. The database's clock counts, never a host's.
-- Any node may take over from a node that has been silent for longer than a lease, if it has
-  itself seen the database up for a whole lease, so that after an outage everybody can renew
-  first. It may do so at once from a node whose process is known to be gone: same boot, same
+- It renews its lease by a heartbeat, at least three times per lease, be it the shortest one of
+  all nodes: one small update, however many tasks it runs. The database's clock counts, never a
+  host's.
+- Any node may take over from a node that has been silent for longer than that one's lease, if it
+  has itself seen the database up for as long, so that after an outage everybody can renew first.
+  It may do so at once from a node whose process is known to be gone: same boot, same
   PID namespace, and no process of that PID and start time.
 - Taking over is removing the dead node's row, then adopting running tasks of no node: they
   get a new `locked_by`, and one more in `interruptions`. What the old owner still writes is
@@ -32,12 +33,14 @@ from msgspec.structs import replace
 from lilota_async.engine.lifecycle import after_interruption
 from lilota_async.errors import StoreError, StoreUnavailable
 from lilota_async.execution.identity import is_certainly_dead
+from lilota_async.options import MIN_LEASE_SECONDS
 from lilota_async.registry import Registry
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Finish, LiveNode, NodeRecord, Renewal, Requeue
 from lilota_async.storage.writer import Writer
 
 HEARTBEATS_PER_LEASE = 3
+LONGEST_PAUSE_SECONDS = 10.0  # another node may have come, and have a short lease
 RETRY_SECONDS = 1.0  # after an error of the database, at most
 ADOPTED_AT_ONCE = 500
 logger = logging.getLogger("lilota_async")
@@ -49,7 +52,6 @@ class Recovery:
     def __init__(
         self,
         node: NodeRecord,
-        lease_seconds: float,
         registry: Registry,
         writer: Writer,
         store: Store,
@@ -59,7 +61,6 @@ class Recovery:
         on_lease_lost: Callable[[], None],
     ) -> None:
         self._node = node
-        self._lease_seconds = lease_seconds
         self._registry = registry
         self._writer = writer
         self._store = store
@@ -69,14 +70,16 @@ class Recovery:
         self._clock = asyncio.get_running_loop().time
         self._last_answer = float("-inf")
         self._last_beat = float("-inf")
-        self._up_since = float("inf")
+        self._gaps: list[tuple[float, float]] = []
+        """Lengths and ends of the times without an answer, each longer than the next one."""
+        self._pause = _pause_of(node.lease_seconds)
         self._loop_task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
 
     @property
     def holds_lease(self) -> bool:
         """Whether the lease was renewed in time, so that nobody else may have the node's tasks."""
-        return self._clock() - self._last_beat < self._lease_seconds
+        return self._clock() - self._last_beat < self._node.lease_seconds
 
     async def start(self) -> None:
         """Register the node and take over from those that are gone."""
@@ -117,22 +120,24 @@ class Recovery:
         self._hurry.clear()
 
     async def _beat_on(self) -> None:
-        regular = self._lease_seconds / HEARTBEATS_PER_LEASE
-        pause = regular
+        is_away = False
         while True:
-            await self._sleep(pause)
-            pause = regular
+            await self._sleep(min(self._pause, RETRY_SECONDS) if is_away else self._pause)
+            is_away = False
             try:
                 await self._take_over(await self._beat())
-            except StoreError:
-                pause = min(regular, RETRY_SECONDS)  # the writer says that it is away, once
+            except StoreUnavailable:
+                is_away = True  # the writer says so, once
             except Exception:
                 logger.exception("A heartbeat failed in an unforeseen way; trying on")
 
     async def _renew(self) -> Renewal:
         names = tuple(self._registry)
         renew = partial(self._store.renew, node_id=self._node.id, names=names)
-        return await self._writer.execute(renew, in_transaction=False)
+        renewal = await self._writer.execute(renew, in_transaction=False)
+        leases = [self._node.lease_seconds, *map(self._lease_of, renewal.nodes)]
+        self._pause = _pause_of(min(leases))
+        return renewal
 
     async def _beat(self) -> Renewal:
         renewal = await self._renew()
@@ -145,7 +150,7 @@ class Recovery:
         logger.warning(
             "This node was silent for longer than its lease of %g s and its tasks were taken "
             "over; it ends them here and goes on with new ones",
-            self._lease_seconds,
+            self._node.lease_seconds,
         )
         self._on_lease_lost()
         await self._adopt_lost()  # before it registers, since afterwards they are its own
@@ -154,15 +159,18 @@ class Recovery:
         return renewal
 
     def _note_answer(self) -> None:
-        """The database has answered; a gap since the last time means that it hung, for all."""
-        now = asyncio.get_running_loop().time()
-        if now - self._last_answer > self._lease_seconds * 2 / HEARTBEATS_PER_LEASE:
-            self._up_since = now
+        """The database has answered; a long gap since the last time means that it hung, for all.
+
+        What is long depends on a lease; a gap tells nothing more once there is a longer one.
+        """
+        now = self._clock()
+        gap = now - self._last_answer
+        self._gaps = [each for each in self._gaps if each[0] > gap] + [(gap, now)]
         self._last_answer = now
 
     def _note_beat(self) -> None:
         held = self.holds_lease
-        self._last_beat = asyncio.get_running_loop().time()
+        self._last_beat = self._clock()
         if not held:
             self._on_work()  # nothing was claimed for want of a lease
 
@@ -174,7 +182,7 @@ class Recovery:
             if is_certainly_dead(node.machine, node.pid, node.pid_started):
                 await self._remove(node.id)
             elif self._has_fallen_silent(node):
-                await self._remove(node.id, silent_for=self._lease_seconds)
+                await self._remove(node.id, silent_for=self._lease_of(node))
             else:
                 continue
             has_lost = True
@@ -203,11 +211,22 @@ class Recovery:
         return len(lost)
 
     def _has_fallen_silent(self, node: LiveNode) -> bool:
-        up_since = max(self._up_since, self._writer.back_at)  # however short an outage was
-        seen_up = asyncio.get_running_loop().time() - up_since
-        return min(node.silent_seconds, seen_up) > self._lease_seconds
+        lease = self._lease_of(node)
+        long_gap = 2 / HEARTBEATS_PER_LEASE * lease
+        gap_ended = max(end for gap, end in self._gaps if gap > long_gap)  # the first is infinite
+        up_since = max(gap_ended, self._writer.back_at)  # however short an outage was
+        return min(node.silent_seconds, self._clock() - up_since) > lease
 
-    async def _remove(self, node_id: UUID, silent_for: float | None = None) -> None:
+    def _lease_of(self, node: LiveNode) -> float:
+        """As its row says, unless that was edited by hand to what no node can have."""
+        is_possible = node.lease_seconds >= MIN_LEASE_SECONDS
+        return node.lease_seconds if is_possible else self._node.lease_seconds
+
+    async def _remove(self, node_id: UUID, *, silent_for: float | None = None) -> None:
         await self._writer.execute(
             partial(self._store.remove_node, node_id=node_id, silent_for=silent_for)
         )
+
+
+def _pause_of(lease_seconds: float) -> float:
+    return min(lease_seconds / HEARTBEATS_PER_LEASE, LONGEST_PAUSE_SECONDS)

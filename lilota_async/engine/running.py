@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 from lilota_async.engine.attempt import AttemptEnd, Hooks, RunningAttempt, Slot, Transition
@@ -165,18 +166,16 @@ class RunningAttempts:
             if isinstance(transition, Finish) and (
                 transition.children or self._dependencies.in_use
             ):
-                self._spawn(self._release(attempt, transition))
+                self._release(attempt, transition)
             else:
                 self._forget(attempt, status)
 
-    async def _release(self, attempt: RunningAttempt, finish: Finish) -> None:
+    def _release(self, attempt: RunningAttempt, finish: Finish) -> None:
         """Others may have waited for it: it is over when they are due."""
-        try:
-            if finish.children:
-                self._dependencies.on_inserted(finish.children)
-            await self._dependencies.on_end(finish.attempt.id)
-        finally:
-            self._forget(attempt, finish.status)
+        if finish.children:
+            self._dependencies.on_inserted(finish.children)
+        over = partial(self._forget, attempt, finish.status)
+        self._dependencies.on_end(finish.attempt.id, over)
 
     def _give_up(self, attempt: RunningAttempt, error: BaseException) -> None:
         """The row was edited by hand, or its end cannot be written: fail it, and say why."""
@@ -194,7 +193,8 @@ class RunningAttempts:
         task_id = attempt.claimed.attempt.id
         if self._unstarted and status is not None and status.is_final:
             self._unstarted.pop(task_id, None)
-        del self._attempts[task_id]
+        if self._attempts.get(task_id) is attempt:  # it may have begun again here meanwhile
+            del self._attempts[task_id]
         self._events.let_go(task_id)
         attempt.be_over()
         if attempt.claimed.is_limited:

@@ -31,8 +31,12 @@ class UniqueInserts:
         self._writer: Writer | None = None
         self._starting = asyncio.Lock()
 
-    async def insert(self, task: NewTask, on_conflict: OnConflict) -> TaskId:
+    async def insert(
+        self, task: NewTask, on_conflict: OnConflict, on_written: Callable[[], None]
+    ) -> TaskId:
         """Commit the row, unless another has its key; returns the id that has it then.
+
+        `on_written` is called when there is something new, whether the caller still waits or not.
 
         Raises AlreadyScheduled, and QueueFull when there is no room for a new row.
         """
@@ -42,13 +46,14 @@ class UniqueInserts:
             if self._keys.must_wait:
                 await writer.execute(partial(self._keys.wait, task=task))
             try:
-                refused = await self._backlog.insert([task], writer=writer)
+                refused = await self._backlog.insert([task], on_written, writer=writer)
             except QueueFull as error:
                 full = error
             if full is None and task.id not in refused:
                 return task.id
             found = await writer.execute(
-                partial(self._keys.settle, task=task, on_conflict=on_conflict)
+                partial(self._keys.settle, task=task, on_conflict=on_conflict),
+                on_written=on_written,  # it may be another task now
             )
             if found is not None:
                 return found

@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from lilota_async.errors import WorkerStartFailed
 from lilota_async.execution import measures, runtime
 from lilota_async.execution.ends import Crash, Ended, Listener, Reason, Unstarted
+from lilota_async.execution.last_words import LastWords
 from lilota_async.execution.measures import Usage
 from lilota_async.execution.outbox import Outbox
 from lilota_async.execution.protocol import (
@@ -35,8 +36,6 @@ from lilota_async.execution.worker_process import WorkerProcess, signal_name
 
 REPEATS_AFTER = (0.02, 0.1, 0.4)
 ROUNDS = 256  # what a ticket can tell apart
-LAST_WORDS = 16 * 1024
-FATAL_ERROR = b"Fatal Python error: "  # what faulthandler begins with
 logger = logging.getLogger("lilota_async")
 
 
@@ -75,7 +74,8 @@ class Cell:
         self._begun: Begin | None = None
         self._usage = Usage()  # when it was killed
         self._killed = self._tainted = False
-        self._last_words = b""
+        self._last_words = LastWords()
+        self._nonsense = ""
         self._oom_kills = measures.OomKills()
         self._closing = self._gone = False
         self._buried = asyncio.Event()
@@ -210,9 +210,9 @@ class Cell:
     def _ask(self, serial: int, reason: Reason, again: tuple[float, ...]) -> None:
         if self._gone or serial not in self._burst:
             return
-        self.worker.interrupt(f"{reason} {serial}")
-        # A signal that comes just before a system call does not end that; more than one that
-        # arrives raises only once.
+        # One that waits is asked when its turn comes: the one before it is not to be disturbed.
+        self.worker.interrupt(f"{reason} {serial}", signals=serial == self._current)
+        # One that comes just before a system call does not end that; several raise only once.
         if again:
             self._loop.call_later(again[0], self._ask, serial, reason, again[1:])
 
@@ -223,12 +223,16 @@ class Cell:
         """
         if self._gone or self._forget(serial) or serial not in self._burst:
             return True
-        # The first of the burst may not have begun, as in a process that does not react.
-        current = next(iter(self._burst)) if self._begun is None else self._begun.serial
-        if serial != current:
+        if serial != self._current:
             return False
         self._kill()
         return True
+
+    @property
+    def _current(self) -> int:
+        """The call that the process runs, as far as is known, or comes to next."""
+        # The first of the burst may not have begun, as in a process that does not react.
+        return next(iter(self._burst)) if self._begun is None else self._begun.serial
 
     async def retire(self) -> None:
         """End a process in which a call was stopped; returns when its group is gone too.
@@ -258,6 +262,8 @@ class Cell:
         return True
 
     def _read_channel(self) -> None:
+        if self._nonsense:
+            return
         for data in self.worker.read_channel():
             if not data:
                 self._loop.remove_reader(self.worker.channels()[0])
@@ -267,9 +273,11 @@ class Cell:
             try:
                 for message in self._lines.feed(data):
                     self._on_message(message)
-            except ProtocolError:
+            except ProtocolError as error:
+                self._nonsense = f"What the task process sent is no message: {error}"
                 logger.exception("Task process %d is ended: it sent nonsense", self.pid)
-                self.worker.kill()
+                self._loop.remove_reader(self.worker.channels()[0])
+                self._kill()
                 return
 
     def _read_output(self) -> None:
@@ -277,8 +285,8 @@ class Cell:
             if not data:
                 self._loop.remove_reader(self.worker.channels()[1])
                 return
-            self._last_words = (self._last_words + data)[-LAST_WORDS:]
             for serial, text in self._texts.feed(data):
+                self._last_words.add(serial, text)
                 self._tell(serial, text)
 
     def _tell(self, serial: int, message: Message | bytes) -> None:
@@ -313,7 +321,7 @@ class Cell:
     def _conclude(self, listener: Listener, ended: Ended) -> None:
         try:
             listener.on_end(ended)
-        except Exception:  # the others have ends as well
+        except Exception:  # the others have ends too
             logger.exception("The end of a call of task process %d was not heard", self.pid)
 
     def _on_death(self) -> None:
@@ -380,7 +388,7 @@ class Cell:
         name = signal_name(exit_code)
         used = self._usage.cpu_seconds
         was_killed_by_others = name == "SIGKILL" and not self._killed
-        _, fatal, text = self._last_words.rpartition(FATAL_ERROR)
+        fatal_error = self._last_words.fatal_error(begun.serial) if name else ""
         return Crash(
             pid=self.pid,
             exit_code=exit_code if name is None else None,
@@ -388,5 +396,5 @@ class Cell:
             cpu_seconds=None if used is None else max(0.0, used - begun.cpu_seconds),
             peak_memory_bytes=self._usage.peak_memory_bytes,
             out_of_memory=was_killed_by_others and self._oom_kills.are_more(),
-            traceback=(fatal + text).decode(errors="replace") if fatal and name else "",
+            traceback=self._nonsense or fatal_error,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import sys
@@ -120,10 +121,10 @@ def _message(serial: int, record: logging.LogRecord) -> LogRecord:
     return LogRecord(
         serial=serial,
         logger=escape_text(record.name, LOG_MESSAGE_LIMIT),
-        level=record.levelno,
+        level=int(record.levelno),
         message=escape_text(record.getMessage(), LOG_MESSAGE_LIMIT),
-        created=record.created,
+        created=record.created if math.isfinite(record.created) else 0.0,
         path=escape_text(record.pathname, LOG_MESSAGE_LIMIT),
-        line=record.lineno,
+        line=int(record.lineno or 0),  # of a record that is made of a dict, it may be anything
         exception=None if exception is None else escape_text(exception, LOG_MESSAGE_LIMIT),
     )

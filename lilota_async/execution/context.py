@@ -14,10 +14,17 @@ import msgspec
 
 from lilota_async.codec import Codec
 from lilota_async.errors import ConfigurationError
-from lilota_async.execution.protocol import Call, Checkpoint, ChildTask, Message, Progress
+from lilota_async.execution.protocol import Call, Checkpoint, ChildTask, Message, Progress, raw
 from lilota_async.models.values import Duration, TaskId, TaskProgress, checked_duration
-from lilota_async.options import IfFailed, check_choice, checked_after
-from lilota_async.registry import reference_of
+from lilota_async.options import (
+    IfFailed,
+    checked_due,
+    checked_flag,
+    checked_key,
+    checked_priority,
+    checked_waiting,
+)
+from lilota_async.registry import check_name, checked_tags, reference_of
 
 CHECKPOINT_LIMIT = 1024 * 1024
 CHILDREN_LIMIT = 10_000
@@ -83,7 +90,7 @@ class CurrentTask:
         """Whether the task was asked to stop: by cancel(), its timeout or stop().
 
         A process is interrupted without looking; a thread ends only if its function looks here
-        now and then and returns.
+        now and then and returns. An executor of the application is never told.
         """
         return self._cancelled()
 
@@ -102,7 +109,7 @@ class CurrentTask:
             ...     task.checkpoint(step + 1)
         """
         encoded = Codec(None, limit=CHECKPOINT_LIMIT).encode(state)
-        self._publish(Checkpoint(self._serial, msgspec.Raw(encoded)))
+        self._publish(Checkpoint(self._serial, raw(encoded)))
 
     def schedule(
         self,
@@ -136,24 +143,29 @@ class CurrentTask:
             >>> parts = [current_task().schedule("part", part) for part in split(file)]
             >>> current_task().schedule("merge", after=parts)
         """
-        check_choice("if_failed", if_failed, IfFailed)
+        if isinstance(task, str):
+            check_name(task)
+        ids = checked_waiting(after, if_failed)
+        seconds, due = checked_due(delay, run_at)
         options = {
-            "delay": None if delay is None else checked_duration("delay", delay),
-            "run_at": None if run_at is None else run_at.isoformat(),
-            "priority": priority,
+            "delay": seconds or None,
+            "run_at": None if due is None else due.isoformat(),
+            "priority": None if priority is None else checked_priority(priority),
             "timeout": None if timeout is None else checked_duration("timeout", timeout),
-            "tags": list(tags) or None,
-            "concurrency_key": concurrency_key,
+            "tags": checked_tags(tags) or None,
+            "concurrency_key": (
+                None if concurrency_key is None else checked_key("concurrency_key", concurrency_key)
+            ),
         }
         child = ChildTask(
             self._serial,
             task_id=str(TaskId()),
-            task=task if isinstance(task, str) else reference_of(str(task), task),
+            task=task if isinstance(task, str) else reference_of(f"{task!s:.250}", task),
             is_reference=not isinstance(task, str),
-            input=msgspec.Raw(Codec(None).encode(input)),
-            after=tuple(str(each) for each in checked_after(after)),
+            input=raw(Codec(None).encode(input)),
+            after=tuple(str(each) for each in ids),
             runs_if_failed=if_failed == "run",
-            at_once=at_once,
+            at_once=checked_flag("at_once", at_once),
             options={name: value for name, value in options.items() if value is not None},
         )
         if not at_once:

@@ -65,4 +65,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     async def run() -> Any:
         return await coroutine
 
-    return anyio.run(run)
+    try:
+        return anyio.run(run)
+    finally:
+        coroutine.close()

@@ -15,7 +15,7 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The process ended while it ran the attempt; what it used, as far as that is known.
 
     `out_of_memory`: the kernel has killed for want of memory meanwhile, most likely this one.
-    `traceback` is what faulthandler wrote.
+    `traceback` is what faulthandler wrote, or why the process was ended.
     """
 
     pid: int
@@ -30,7 +30,7 @@ class Crash(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Unstarted(msgspec.Struct, frozen=True, gc=False):
     """The attempt's code was never begun, which costs the task nothing.
 
-    `returned`: it waited behind a call that takes long, and may run elsewhere.
+    `returned`: it waited behind a call that takes long, or was not taken, and may run elsewhere.
     """
 
     returned: bool = False

@@ -1,12 +1,14 @@
 """Calling a task function: decode, call, encode; every failure becomes a value.
 
-Shared by task processes, threads and the loop, so that a task means the same on each.
+Shared by task processes, threads, the loop and executors, so that a task means the same on each.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +17,8 @@ import msgspec
 
 from lilota_async.codec import Codec, Misfit, describe
 from lilota_async.errors import Interruption, InvalidInput, RetryLater
-from lilota_async.execution.context import CurrentTask
-from lilota_async.execution.protocol import Call, Outcome
+from lilota_async.execution.context import CurrentTask, enter_task
+from lilota_async.execution.protocol import Call, Message, Outcome, Started, raw
 from lilota_async.registry import Definition
 
 
@@ -43,6 +45,10 @@ class Runnable:
         return arguments
 
 
+Publish = Callable[[Message], None]
+Load = Callable[[bytes], Runnable]
+
+
 def load(pickled: bytes) -> Runnable:
     """Import what a definition names."""
     definition: Definition = pickle.loads(pickled)
@@ -58,10 +64,40 @@ def load(pickled: bytes) -> Runnable:
     )
 
 
+def begin(
+    call: Call, load: Load, publish: Publish, is_stopped: Callable[[], bool]
+) -> tuple[Runnable, CurrentTask]:
+    """Let `current_task()` be this one, in the current context."""
+    task = CurrentTask(call, publish, is_stopped)
+    enter_task(task)
+    return load(call.definition), task
+
+
+def run_in_thread(
+    call: Call, load: Load, publish: Publish, is_stopped: Callable[[], bool]
+) -> Outcome:
+    """Run the function, sync or async, to its end in this thread and the current context."""
+    task: CurrentTask | None = None
+    before = time.thread_time()
+    try:
+        runnable, task = begin(call, load, publish, is_stopped)
+        arguments = runnable.arguments_for(call, task)
+        publish(Started(call.serial))
+        result = runnable.function(*arguments)
+        if inspect.iscoroutine(result):
+            from lilota_async.execution.coroutines import run_coroutine
+
+            result = run_coroutine(result)
+        outcome = succeeded(call, runnable, result, task)
+    except BaseException as error:
+        outcome = failed(call, error, task)
+    return msgspec.structs.replace(outcome, cpu_seconds=time.thread_time() - before)
+
+
 def succeeded(call: Call, runnable: Runnable, result: Any, task: CurrentTask) -> Outcome:
     """The outcome of a function that returned: its output, or why that is none."""
     try:
-        output = runnable.output.encode(result)
+        output = raw(runnable.output.encode(result))
     except Misfit as misfit:
         where = "" if misfit.field == "$" else f"at {misfit.field}: "
         failure = {
@@ -73,7 +109,7 @@ def succeeded(call: Call, runnable: Runnable, result: Any, task: CurrentTask) ->
         return Outcome(call.serial, failure=failure, progress=task.progress.percentage)
     except BaseException as error:  # as_dict() and the like are the task's own code
         return failed(call, error, task, kind="invalid_output")
-    return Outcome(call.serial, output=msgspec.Raw(output), progress=task.progress.percentage)
+    return Outcome(call.serial, output=output, progress=task.progress.percentage)
 
 
 def failed(

@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import fcntl
 import functools
+import logging
 import multiprocessing
 import os
 import resource
@@ -68,6 +69,21 @@ class Streams:
             with contextlib.suppress(Exception):  # closed, or something of the task's own
                 stream.flush()
         self._flush_c(self._c_stdout)
+
+
+class Surroundings:
+    """What a task may leave behind that would meet the next one of its process."""
+
+    def __init__(self) -> None:
+        self._directory = os.getcwd()
+
+    def restore(self) -> None:
+        """Put back the working directory and logging, and stop an alarm."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if logging.root.manager.disable:  # else what every logger knows would be forgotten
+            logging.disable(logging.NOTSET)
+        with contextlib.suppress(OSError):  # it was removed
+            os.chdir(self._directory)
 
 
 def cpu_seconds() -> float:

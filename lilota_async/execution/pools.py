@@ -12,20 +12,37 @@ import asyncio
 import functools
 import inspect
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 
-import msgspec
-
 from lilota_async.errors import TaskStopped
-from lilota_async.execution.context import CurrentTask, enter_task
+from lilota_async.execution.context import CurrentTask
 from lilota_async.execution.ends import Ended, Listener, Reason, Unstarted
-from lilota_async.execution.invocation import Runnable, failed, load, succeeded
+from lilota_async.execution.invocation import (
+    Load,
+    Publish,
+    begin,
+    failed,
+    load,
+    run_in_thread,
+    succeeded,
+)
 from lilota_async.execution.protocol import Call, Message, Outcome, Started
 
-Publish = Callable[[Message], None]
+
+class StopRequest:
+    """Whether a call was asked to stop, and has looked since."""
+
+    __slots__ = ("is_made", "is_seen")
+
+    def __init__(self) -> None:
+        self.is_made = self.is_seen = False
+
+    def look(self) -> bool:
+        """Whether it was; it knows then."""
+        self.is_seen = self.is_made
+        return self.is_made
 
 
 class LocalSlot:
@@ -33,17 +50,17 @@ class LocalSlot:
 
     is_held_up = False
 
-    def __init__(self, on_idle: Callable[[], None]) -> None:
+    def __init__(self, on_idle: Callable[[], None], load: Load) -> None:
         self.pid = os.getpid()
+        self._load = load
         self.load = 0
         self._on_idle = on_idle
-        self._stop_requested = False
-        self._stop_seen = False
+        self._stop = StopRequest()
 
     def run(self, call: Call, listener: Listener) -> None:
         """Take `call`, now, and run it in a context of its own; `listener` hears of its end."""
         self.load = 1
-        self._stop_requested = self._stop_seen = False
+        self._stop = StopRequest()  # of this call: a thread that the last one left asks its own
         self._call = asyncio.ensure_future(self._run_to_end(call, listener.on_message))
         self._call.add_done_callback(functools.partial(_tell_end, listener))
 
@@ -55,14 +72,14 @@ class LocalSlot:
             self._on_idle()
         if outcome.unstarted:
             return Unstarted()
-        if self._stop_seen and outcome.failure is None:
+        if self._stop.is_seen and outcome.failure is None:
             # The function looked, and returned because of what it saw: that is no result.
             return failed(call, TaskStopped("the task was asked to stop"), None)
         return outcome
 
     def interrupt(self, _serial: int, _reason: Reason) -> None:
         """Ask the task to stop."""
-        self._stop_requested = True
+        self._stop.is_made = True
 
     def kill(self, _serial: int) -> bool:
         """Nothing can be killed here: the task is waited for."""
@@ -74,21 +91,14 @@ class LocalSlot:
     async def _run(self, call: Call, publish: Publish) -> Outcome:
         raise NotImplementedError
 
-    def _stopped(self) -> bool:
-        self._stop_seen = self._stop_requested
-        return self._stop_requested
-
-    def _begin(self, call: Call, publish: Publish) -> tuple[Runnable, CurrentTask]:
-        task = CurrentTask(call, publish, self._stopped)
-        enter_task(task)
-        return load(call.definition), task
-
 
 class ThreadSlot(LocalSlot):
     """A place in a thread."""
 
-    def __init__(self, on_idle: Callable[[], None], threads: ThreadPoolExecutor) -> None:
-        super().__init__(on_idle)
+    def __init__(
+        self, on_idle: Callable[[], None], load: Load, threads: ThreadPoolExecutor
+    ) -> None:
+        super().__init__(on_idle, load)
         self._threads = threads
 
     async def _run(self, call: Call, publish: Publish) -> Outcome:
@@ -97,39 +107,23 @@ class ThreadSlot(LocalSlot):
         def publish_from_thread(message: Message) -> None:
             loop.call_soon_threadsafe(publish, message)
 
-        return await loop.run_in_executor(
-            self._threads, Context().run, self._work, call, publish_from_thread
+        work = functools.partial(
+            run_in_thread, call, self._load, publish_from_thread, self._stop.look
         )
-
-    def _work(self, call: Call, publish: Publish) -> Outcome:
-        task: CurrentTask | None = None
-        before = time.thread_time()
-        try:
-            runnable, task = self._begin(call, publish)
-            arguments = runnable.arguments_for(call, task)
-            publish(Started(call.serial))
-            result = runnable.function(*arguments)
-            if inspect.iscoroutine(result):
-                from lilota_async.execution.coroutines import run_coroutine
-
-                result = run_coroutine(result)
-            outcome = succeeded(call, runnable, result, task)
-        except BaseException as error:
-            outcome = failed(call, error, task)
-        return msgspec.structs.replace(outcome, cpu_seconds=time.thread_time() - before)
+        return await loop.run_in_executor(self._threads, Context().run, work)
 
 
 class LoopSlot(LocalSlot):
     """A place on the application's own loop."""
 
-    def __init__(self, on_idle: Callable[[], None]) -> None:
-        super().__init__(on_idle)
+    def __init__(self, on_idle: Callable[[], None], load: Load) -> None:
+        super().__init__(on_idle, load)
         self._running: asyncio.Task[Outcome] | None = None
 
     async def _run(self, call: Call, publish: Publish) -> Outcome:
         loop = asyncio.get_running_loop()
         self._running = loop.create_task(self._work(call, publish), context=Context())
-        if self._stop_requested:  # before there was anything to cancel
+        if self._stop.is_made:  # before there was anything to cancel
             self._running.cancel()
         await asyncio.wait([self._running])
         if self._running.cancelled():  # before its first step
@@ -145,7 +139,7 @@ class LoopSlot(LocalSlot):
     async def _work(self, call: Call, publish: Publish) -> Outcome:
         task: CurrentTask | None = None
         try:
-            runnable, task = self._begin(call, publish)
+            runnable, task = begin(call, self._load, publish, self._stop.look)
             arguments = runnable.arguments_for(call, task)
             publish(Started(call.serial))
             result = runnable.function(*arguments)
@@ -153,7 +147,7 @@ class LoopSlot(LocalSlot):
                 result = await result
             return succeeded(call, runnable, result, task)
         except asyncio.CancelledError as error:
-            if self._stop_requested:
+            if self._stop.is_made:
                 return failed(call, TaskStopped("the task was cancelled"), task)
             return failed(call, error, task)
         except BaseException as error:
@@ -170,11 +164,17 @@ def _tell_end(listener: Listener, ended: asyncio.Task[Ended]) -> None:
 class LocalPool:
     """Slots in this process for `size` tasks at a time."""
 
+    is_stuck = False
+    is_healthy = True
+
     def __init__(self, size: int, on_idle: Callable[[], None], *, threads: bool) -> None:
         self.size = size
         self._threads = ThreadPoolExecutor(size, "lilota-task") if threads and size else None
+        load_once = functools.cache(load)
         self._slots: list[LocalSlot] = [
-            LoopSlot(on_idle) if self._threads is None else ThreadSlot(on_idle, self._threads)
+            LoopSlot(on_idle, load_once)
+            if self._threads is None
+            else ThreadSlot(on_idle, load_once, self._threads)
             for _ in range(size)
         ]
 

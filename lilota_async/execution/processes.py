@@ -88,6 +88,8 @@ class ProcessPool:
     `preload` names modules that the fork server imports once for all processes.
     """
 
+    is_stuck = False
+
     def __init__(
         self,
         size: int,

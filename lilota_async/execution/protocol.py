@@ -19,6 +19,8 @@ from uuid import UUID
 
 import msgspec
 
+from lilota_async.codec import Misfit
+
 FRAME_HEADER = 4
 READ_SIZE = 64 * 1024  # what a pipe holds, on most systems
 MARK_LENGTH = 64  # no mark is longer
@@ -171,9 +173,32 @@ class Frames:
         return taken
 
 
+def raw(json: bytes) -> msgspec.Raw:
+    """JSON as a part of a message, in one line; raises Misfit for what is no JSON.
+
+    The encoder passes a `msgspec.Raw` of the task's own on as it is.
+    """
+    try:
+        if b"\n" in json:
+            return msgspec.Raw(msgspec.json.format(json, indent=-1))
+        return msgspec.json.decode(json, type=msgspec.Raw)
+    except msgspec.MsgspecError as error:
+        raise Misfit("$", str(error)) from error
+
+
 def line(message: Message) -> bytes:
     """The bytes of one message, in which the encoder leaves no other end of a line."""
     return msgspec.json.encode(message) + b"\n"
+
+
+def line_of(outcome: Outcome) -> bytes:
+    """The bytes of an outcome, whatever its failure is called."""
+    try:
+        return line(outcome)
+    except Exception as error:  # a class may be called what no JSON can say
+        message = f"the outcome could not be described: {type(error).__name__}"
+        failure = {"kind": "error", "type": "Exception", "message": message, "traceback": ""}
+        return line(Outcome(outcome.serial, failure=failure, interrupted=outcome.interrupted))
 
 
 class LineReader:
@@ -186,8 +211,8 @@ class LineReader:
         self._size = 0
         self._decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that are complete now; raises ProtocolError for anything else."""
+    def feed(self, data: bytes) -> Iterable[Message]:
+        """The messages that are complete now; raises ProtocolError where there is anything else."""
         whole, end, left = data.rpartition(b"\n")
         if end:
             # Raw fields keep a view of what they were decoded from, which nobody changes.
@@ -202,8 +227,15 @@ class LineReader:
             return []
         try:
             return self._decoder.decode_lines(lines)
-        except msgspec.MsgspecError as error:
-            raise ProtocolError(str(error)) from error
+        except msgspec.MsgspecError:
+            return self._until_nonsense(lines)
+
+    def _until_nonsense(self, lines: bytes) -> Iterator[Message]:
+        for line in lines.split(b"\n"):
+            try:
+                yield self._decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(str(error)) from error
 
 
 def end_of_output(token: bytes, serial: int) -> bytes:

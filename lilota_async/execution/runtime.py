@@ -30,7 +30,13 @@ from lilota_async.errors import Interruption, TaskStopped, TaskTimeout
 from lilota_async.execution.channel import Channel, ChannelHandler, hand_over_records
 from lilota_async.execution.context import CurrentTask, enter_task, mark_task_process
 from lilota_async.execution.invocation import Runnable, failed, load, succeeded
-from lilota_async.execution.own_process import PeakMemory, Streams, cpu_seconds, detach
+from lilota_async.execution.own_process import (
+    PeakMemory,
+    Streams,
+    Surroundings,
+    cpu_seconds,
+    detach,
+)
 from lilota_async.execution.protocol import (
     Begin,
     Call,
@@ -41,6 +47,7 @@ from lilota_async.execution.protocol import (
     Started,
     end_of_output,
     line,
+    line_of,
 )
 
 if TYPE_CHECKING:
@@ -118,6 +125,7 @@ class Worker:
         self._report = self._mark = b""  # of the last call, until the parent is told
         self._runnables: dict[bytes, Runnable] = {}
         self._requests: dict[int, str] = {}
+        self._unread = b""  # of a request that was cut in two
         self.handler = ChannelHandler(channel, lambda: self.serial, self.publish)
         self._asked = float("-inf")
         self._is_reading = False
@@ -127,6 +135,7 @@ class Worker:
         self._masked = 0
         self._coroutine: InterruptibleCoroutine | None = None
         self._peak = PeakMemory()
+        self._surroundings = Surroundings()
         os.set_blocking(control.fileno(), False)
 
     def serve(self) -> None:
@@ -142,7 +151,6 @@ class Worker:
         self._tell()
 
     def _execute(self, calls: Sequence[Call], round: int) -> None:
-        self.listen_for_interruptions()  # a task may have put something else there
         used = cpu_seconds()
         # What else is left was for a task that ended first.
         self._requests = {s: r for s, r in self._requests.items() if s >= calls[0].serial}
@@ -152,10 +160,12 @@ class Worker:
             self._ticket = None
             self._tell(line(Begin(call.serial, used)))
             self.serial = call.serial
+            self.listen_for_interruptions()  # the last one may have put something else there
             outcome, used = self._measured(call, used)
+            self._surroundings.restore()
             self._streams.flush()
             self.serial = None
-            self._report = _line_of(outcome)
+            self._report = line_of(outcome)
             self._mark = end_of_output(self._token, call.serial)
             if outcome.interrupted:
                 self._is_spent = True
@@ -177,7 +187,7 @@ class Worker:
         if self._ticket is None:
             try:
                 self._ticket = os.read(self._tickets.fileno(), 1)[0]
-            except (OSError, IndexError):  # none left, or closed by a task
+            except BlockingIOError:  # none left
                 return False
         return self._ticket == round
 
@@ -305,21 +315,13 @@ class Worker:
     def _read_control(self) -> None:
         self._is_reading = True
         try:
-            text = os.read(self._control.fileno(), select.PIPE_BUF).decode()
-            for line in text.splitlines():
-                reason, _, serial = line.partition(" ")
-                self._requests[int(serial)] = reason
-            self._asked = time.monotonic()
+            while data := os.read(self._control.fileno(), select.PIPE_BUF):
+                *requests, self._unread = (self._unread + data).split(b"\n")
+                for request in requests:
+                    reason, _, serial = request.decode().partition(" ")
+                    self._requests[int(serial)] = reason
+                self._asked = time.monotonic()
         except OSError:  # nothing there, or closed by a task
             pass
         finally:
             self._is_reading = False
-
-
-def _line_of(outcome: Outcome) -> bytes:
-    try:
-        return line(outcome)
-    except Exception as error:  # a class may be called what no JSON can say
-        message = f"the outcome could not be described: {type(error).__name__}"
-        failure = {"kind": "error", "type": "Exception", "message": message, "traceback": ""}
-        return line(Outcome(outcome.serial, failure=failure, interrupted=outcome.interrupted))

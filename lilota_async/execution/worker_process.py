@@ -136,11 +136,12 @@ class WorkerProcess:
         """The descriptor for the calls, which is not to block."""
         return self._requests.fileno()
 
-    def interrupt(self, request: str) -> None:
-        """Ask the process to raise in its task's code."""
+    def interrupt(self, request: str, *, signals: bool) -> None:
+        """Ask the process to raise in its task's code, at once if it `signals` that."""
         with contextlib.suppress(OSError):  # full or closed: the grace period ends all the same
             os.write(self._control.fileno(), f"{request}\n".encode())
-            os.kill(self.pid, signal.SIGTERM)
+            if signals:
+                os.kill(self.pid, signal.SIGTERM)
 
     def give_tickets(self, count: int, round: int) -> None:
         """Let the process begin so many calls of those that are sent next.

@@ -35,6 +35,16 @@ def allow_all(_request: Request, _action: Action, _task: Task | None) -> bool:
     return True
 
 
+def check_lilota(lilota: object) -> None:
+    """Raise ConfigurationError unless it is a Lilota, before the first request finds out."""
+    from lilota_async.core import Lilota
+
+    if not isinstance(lilota, Lilota):
+        raise ConfigurationError(
+            f"The first argument must be a Lilota, such as Lilota(db_url=...), not {lilota!r:.250}"
+        )
+
+
 class Guard:
     """Asks `authorize`, and refuses what another site makes a browser send."""
 
@@ -46,6 +56,11 @@ class Guard:
             )
         if isinstance(trusted_origins, str):
             raise ConfigurationError(f"trusted_origins takes several: [{trusted_origins!r}]")
+        if not isinstance(trusted_origins, Iterable):
+            raise ConfigurationError(
+                "trusted_origins takes origins such as ['https://example.com'], "
+                f"not {trusted_origins!r:.250}"
+            )
         self._authorize = authorize
         self._trusted = frozenset(_checked_origin(origin) for origin in trusted_origins)
 
@@ -100,8 +115,11 @@ def _is_own(origin: str, request: Request) -> bool:
 
 
 def _checked_origin(origin: object) -> str:
-    parts = urlsplit(origin) if isinstance(origin, str) else None
-    if parts is None or not parts.scheme or not parts.netloc or parts.path:
+    try:
+        parts = urlsplit(origin) if isinstance(origin, str) else None
+    except ValueError:
+        parts = None
+    if parts is None or not parts.scheme or not parts.netloc or parts[2:] != ("", "", ""):
         raise ConfigurationError(
             f"A trusted origin is scheme and host, such as 'https://example.com', not {origin!r}"
         )

@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lilota_async.errors import InvalidInput, LilotaError, NotRunning
-from lilota_async.integrations.authorization import Authorize, Guard
+from lilota_async.errors import ConfigurationError, InvalidInput, LilotaError, NotRunning
+from lilota_async.integrations.authorization import Authorize, Guard, check_lilota
 from lilota_async.integrations.payloads import Redaction, summary
-from lilota_async.integrations.problems import invalid_input, unavailable
+from lilota_async.integrations.problems import invalid_input, refusal, unavailable
 from lilota_async.integrations.streams import task_stream
 from lilota_async.models.values import Duration, TaskStatus, checked_duration
 from lilota_async.storage.browsing import Filters, browse
@@ -46,6 +46,12 @@ class Endpoints:
         trusted_origins: Iterable[str],
         heartbeat: Duration,
     ) -> None:
+        check_lilota(lilota)
+        if tags is not None and not callable(tags):
+            raise ConfigurationError(
+                "tags must be a callable (request) -> the tags of the task that is scheduled, "
+                f"not {tags!r:.250}"
+            )
         self._lilota = lilota
         self._guard = Guard(authorize, trusted_origins)
         self._tags = tags
@@ -62,7 +68,7 @@ class Endpoints:
         tags = self._tags(request) if self._tags else ()
         if inspect.isawaitable(tags):
             tags = await tags
-        task_id = await self._lilota.schedule(name, value, tags=tuple(tags))
+        task_id = await self._lilota.schedule(name, value, tags=tags)
         place = f"{quote(_path(request).removesuffix(f'/{name}'))}/{task_id}"
         return _json(
             {"id": str(task_id), "name": name, "status": "pending", "url": place},
@@ -196,6 +202,9 @@ def answering(
         except InvalidInput as error:
             return _json({"detail": invalid_input(error)}, 422)
         except LilotaError as error:
+            refused = refusal(error)
+            if refused is not None:
+                return _json({"detail": refused[1]}, refused[0])
             trouble = unavailable(error)
             if trouble is None:
                 raise

@@ -16,10 +16,18 @@ from lilota_async.errors import (
     SchemaMissing,
     SchemaTooNew,
     StoreUnavailable,
+    TaskIsRunning,
+    TaskNotFound,
+    UniqueKeyTaken,
 )
 
 RETRY_AFTER_SECONDS = 5
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_REFUSALS: dict[type[LilotaError], tuple[int, str]] = {
+    TaskNotFound: (404, "There is no task of this id; it may have been deleted"),
+    UniqueKeyTaken: (409, "Another task has the unique key of this one by now"),
+    TaskIsRunning: (409, "A running task cannot be deleted; cancel it first"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +53,11 @@ def unavailable(error: LilotaError) -> Unavailable | None:
     if isinstance(error, NotRunning):
         return Unavailable(body={"detail": "The application is starting or stopping; try again"})
     return None
+
+
+def refusal(error: LilotaError) -> tuple[int, str] | None:
+    """The status and the words where the task is not, or not any more, such that this can be."""
+    return _REFUSALS.get(type(error))
 
 
 def invalid_input(error: InvalidInput) -> list[dict[str, Any]]:

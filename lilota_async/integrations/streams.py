@@ -18,12 +18,30 @@ from lilota_async.integrations.payloads import Redaction, masked, of_event
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
     from lilota_async.models.tables import Task
+    from lilota_async.models.values import TaskEvent
 
 HEARTBEAT_SECONDS = 15.0
 SEND_SECONDS = 60.0
 """A client that takes nothing for so long is gone."""
 RECONNECT_MILLISECONDS = 2000
 LONGEST_ID = 100
+
+
+class MaskedLog:
+    """The log of a task that is followed, without what its registration says is not to be shown."""
+
+    def __init__(self, lilota: Lilota, task: Task) -> None:
+        self._lilota = lilota
+        self._task = task
+        self._redaction = Redaction(lilota.settings_of(task.name))
+        self._secrets = self._redaction.secrets_of(task)
+
+    async def text(self, event: TaskEvent) -> str:
+        """What the event says was written."""
+        if event.status.is_final and not self._task.status.is_final:  # now there is its output
+            self._task = await self._lilota.get_task_by_id(self._task.id) or self._task
+            self._secrets = self._redaction.secrets_of(self._task)
+        return masked(event.log or "", self._secrets)
 
 
 def task_stream(
@@ -52,14 +70,14 @@ def event_stream(
 
 
 async def _events(lilota: Lilota, task: Task, after: str) -> AsyncIterator[ServerSentEvent]:
-    secrets = Redaction(lilota.settings_of(task.name)).secrets_of(task)
+    log = MaskedLog(lilota, task)
     yield ServerSentEvent(comment="stream", retry=RECONNECT_MILLISECONDS, sep="\n")
     events = lilota.watch(task.id, after)
     try:
         async for event in events:
             data = of_event(event)
             if event.log is not None:
-                data = {"text": masked(event.log, secrets)}
+                data = {"text": await log.text(event)}
             yield ServerSentEvent(
                 msgspec.json.encode(data).decode(), event=event.kind, id=event.position, sep="\n"
             )

@@ -51,7 +51,7 @@ class NodeStats:
 
     `names` are those of the tasks that it runs; `slots` how many in processes at a time.
     `seconds_since_seen` is the age of its last heartbeat, by the database's clock; it is not
-    `is_live` when that is longer than the lease of the Lilota that was asked.
+    `is_live` when that is longer than its lease.
     """
 
     id: UUID

@@ -85,6 +85,7 @@ class Node(Base):
     pid_started: Mapped[int] = mapped_column(BigInteger)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    lease_seconds: Mapped[float] = mapped_column(Float(53))
     slots: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(String(50))
     names: Mapped[list[str] | None] = mapped_column(Json)

@@ -14,7 +14,7 @@ from uuid import UUID, SafeUUID
 import msgspec
 from typing_extensions import TypeVar
 
-from lilota_async.errors import ConfigurationError
+from lilota_async.errors import LONGEST_SECONDS, ConfigurationError
 
 Output = TypeVar("Output", default=Any, covariant=True)
 
@@ -63,7 +63,12 @@ class TaskId(UUID, Generic[Output]):
         elif isinstance(value, UUID):
             number = value.int
         else:
-            super().__init__(value)
+            try:
+                super().__init__(value)
+            except (TypeError, AttributeError):
+                raise ConfigurationError(
+                    f"TaskId() takes the text of a UUID or a UUID, not {value!r:.250}"
+                ) from None
             return
         # What UUID(int=...) does, without its checks: each task is worth three ids.
         object.__setattr__(self, "int", number)
@@ -90,9 +95,20 @@ def checked_duration(name: str, duration: Duration, *, least: float = 0.0) -> fl
     """A duration as seconds; ConfigurationError names the setting that cannot work."""
     if not isinstance(duration, int | float | timedelta) or isinstance(duration, bool):
         raise ConfigurationError(f"{name} must be seconds or a timedelta, not {duration!r}")
-    value = seconds(duration)
+    try:
+        value = seconds(duration)
+    except OverflowError:
+        value = float("inf")
     if not least <= value < float("inf"):
-        raise ConfigurationError(f"{name} must be {least:g} s or more, not {value:g} s")
+        raise ConfigurationError(f"{name} must be {least:g} s or more, and finite, not {value:g} s")
+    return value
+
+
+def checked_span(name: str, duration: Duration, *, least: float = 0.0) -> float:
+    """A duration in seconds that ends within what the databases can hold."""
+    value = checked_duration(name, duration, least=least)
+    if value > LONGEST_SECONDS:
+        raise ConfigurationError(f"{name} must be 100 years at most, not {value:g} s")
     return value
 
 
@@ -147,12 +163,19 @@ class Retry:
     not_on: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_attempts, int) or not 1 <= self.max_attempts < 2**31:
+        attempts, backoff = self.max_attempts, self.backoff
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise ConfigurationError("Retry(max_attempts=...) counts the first: 1 is the least")
-        checked_duration("Retry(delay=...)", self.delay)
-        checked_duration("Retry(max_delay=...)", self.max_delay)
-        if not self.backoff >= 1:
+        if attempts >= 2**31:
+            raise ConfigurationError("Retry(max_attempts=...) is a whole number below 2**31")
+        checked_span("Retry(delay=...)", self.delay)
+        checked_span("Retry(max_delay=...)", self.max_delay)
+        if isinstance(backoff, bool) or not isinstance(backoff, int | float) or not backoff >= 1:
             raise ConfigurationError("Retry(backoff=...) is a factor of at least 1")
+        if not isinstance(self.jitter, bool):
+            raise ConfigurationError(
+                f"Retry(jitter=...) must be True or False, not {self.jitter!r:.250}"
+            )
         for classes in (self.on, self.not_on):
             if not isinstance(classes, tuple) or not all(
                 isinstance(c, type) and issubclass(c, BaseException) for c in classes

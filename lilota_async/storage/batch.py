@@ -22,21 +22,29 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _MOST_NEW_ROWS = 250  # while they are written, the next ones are made and the last ones are told
+_MOST_CALLS = 32  # of several statements each, for which all others wait
 _MOST_CHARACTERS = 8_000_000
 
 
 def take(queue: list[Operation], kinds: frozenset[Kind]) -> list[Operation]:
     """Take the next flush of these kinds from the front of the queue: what fits, sorted by kind.
 
-    Of the ends of attempts all that wait, lest they fall behind the claims of new ones.
+    Of the ends of attempts all that wait, lest they fall behind the claims of new ones. Of other
+    calls a few: what comes after those that are left does not wait for them.
     """
-    rows = size = 0
+    rows = size = calls = 0
+    call = Kind.EXECUTE
     taken: list[Operation] = []
     left: list[Operation] = []
     for number, operation in enumerate(queue):
         if operation.kind not in kinds:
             left.append(operation)
             continue
+        if operation.kind is call:
+            calls += 1
+            if calls > _MOST_CALLS:
+                left.append(operation)
+                continue
         rows += operation.new_rows
         size += operation.size
         full = rows > _MOST_NEW_ROWS or size > _MOST_CHARACTERS or operation.is_suspicious
@@ -126,6 +134,8 @@ async def apply(store: Store, c: AsyncConnection, batch: Sequence[Operation]) ->
                 new = [task for tasks in values for task in tasks]
                 refused = await store.insert(c, new) if new else set()
                 outcomes += [refused and refused & {task.id for task in tasks} for tasks in values]
+            case Kind.DEPENDENTS:
+                outcomes += await store.dependencies.insert_each(c, values)
             case Kind.REPORT:
                 outcomes += await store.report(c, values)
             case Kind.FINISH:

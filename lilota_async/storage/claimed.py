@@ -14,14 +14,13 @@ CLAIMED_COLUMNS = (
 )
 
 
-def claimed(row: Any, claim: Claim, attempts: int, pid: int) -> ClaimedTask:
+def claimed(row: Any, claim: Claim, attempts: int) -> ClaimedTask:
     """The task of a claimed row, which begins with CLAIMED_COLUMNS."""
     # By position: ten columns of each task are not looked up by name.
     task_id, name, _, data, most, timeout, tags, checkpoint, failures, nominal_time = row[:10]
     return ClaimedTask(
         attempt=Attempt(id=TaskId(task_id), number=attempts, node_id=claim.node_id),
         name=name,
-        pid=pid,
         input=data,
         max_attempts=most,
         timeout_seconds=limit_seconds(timeout),

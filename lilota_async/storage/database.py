@@ -22,9 +22,17 @@ from lilota_async.errors import (
     StoreUnavailable,
 )
 from lilota_async.storage.failures import describe, is_disconnect, is_missing_table, is_too_large
+from lilota_async.storage.keepalive import keep_alive
 from lilota_async.storage.threaded import ThreadedConnection
 from lilota_async.storage.threads import in_thread
-from lilota_async.storage.urls import DialectName, Target, dialect_of, parse_target
+from lilota_async.storage.urls import (
+    DialectName,
+    Target,
+    dialect_of,
+    parse_target,
+    passwords_of,
+    without_passwords,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
@@ -39,12 +47,15 @@ _ENGINE_OPTIONS: dict[str, Any] = {
     "isolation_level": "AUTOCOMMIT",
     "skip_autocommit_rollback": True,
 }
+# Forbidden plans count as so dear that the JIT would compile for them.
+BY_INDEX = ("enable_seqscan = off", "jit = off")
+"""What lilota's own connections to PostgreSQL are set to."""
 _SQLITE_BUSY = 5
 # Without gap locks, so that a claim keeps nobody from inserting.
 _BEGIN_MARIADB = ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION")
 _BEGIN = {
     "sqlite": ("BEGIN IMMEDIATE",),
-    "postgresql": ("BEGIN",),
+    "postgresql": ("BEGIN ISOLATION LEVEL READ COMMITTED",),  # whatever the default of the role
     "mysql": _BEGIN_MARIADB,
     "mariadb": _BEGIN_MARIADB,
 }
@@ -56,7 +67,7 @@ class Database:
     Connections are in AUTOCOMMIT; what belongs together goes into `transaction()`. Between
     `open()` and `close()` they come from a pool, and otherwise they are opened and closed
     for each use, so that reading works at any time and leaves nothing behind. A given engine
-    is used as it is, and never disposed.
+    is used as it is, and never disposed. The file of SQLite is made by `open()`.
 
     Example:
         >>> database = Database("sqlite:///lilota.db")
@@ -77,6 +88,11 @@ class Database:
         self._blocking: Engine | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._answered = asyncio.Event()
+        if engine is not None and not isinstance(engine, AsyncEngine):
+            raise ConfigurationError(
+                "engine= takes an AsyncEngine, as create_async_engine() of SQLAlchemy returns it, "
+                f"not {type(engine).__name__}; give a URL as db_url="
+            )
         if engine is not None:
             self.dialect = dialect_of(engine.url)
             self._given = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -91,8 +107,8 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL without its passwords."""
+        return without_passwords(self.url)
 
     @property
     def makes_connections(self) -> bool:
@@ -107,7 +123,7 @@ class Database:
         """
         self._answered = asyncio.Event()  # of this event loop
         if self._target is not None and self._pooled is None:
-            await self._prepare_file(self._target)
+            await self._prepare_file(self._target, creates=True)
             self._pooled = await in_thread(_create_engine, self._target, True)
 
     async def close(self) -> None:
@@ -214,22 +230,23 @@ class Database:
     def describe(self, error: BaseException) -> str:
         """The driver's error in one line, without the password."""
         text = describe(error)
-        password = self.url.password
-        return text.replace(str(password), "***") if password else text
+        for password in passwords_of(self.url):
+            text = text.replace(password, "***")
+        return text
 
     async def _engine(self) -> AsyncEngine:
         engine = self._given or self._pooled
         if engine is not None:
             return engine
         assert self._target is not None
-        await self._prepare_file(self._target)
+        await self._prepare_file(self._target, creates=False)
         if self._unpooled is None:
             self._unpooled = await in_thread(_create_engine, self._target, False)
         return self._unpooled
 
-    async def _prepare_file(self, target: Target) -> None:
+    async def _prepare_file(self, target: Target, *, creates: bool) -> None:
         if target.file is not None:
-            await in_thread(_make_private_file, target.file)
+            await in_thread(_open_file, target.file, creates)
 
 
 def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
@@ -251,6 +268,10 @@ def _create_engine(target: Target, pooled: bool) -> AsyncEngine:
         ) from error
     if target.dialect == "sqlite":
         _set_pragmas(engine.sync_engine, target.synchronous)
+    elif target.dialect == "postgresql":
+        _go_by_indexes(engine.sync_engine)
+        if engine.driver == "asyncpg":
+            keep_alive(engine.sync_engine)
     return engine
 
 
@@ -264,6 +285,16 @@ def _create_blocking_engine(target: Target) -> Engine:
     )
     _set_pragmas(engine, target.synchronous)
     return engine
+
+
+def _go_by_indexes(engine: Engine) -> None:
+    # A plan is kept for as long as its connection, and may be of a time when the table was small.
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        for setting in BY_INDEX:
+            cursor.execute(f"SET {setting}")
+        cursor.close()
 
 
 def _set_pragmas(engine: Engine, synchronous: str) -> None:
@@ -282,11 +313,17 @@ def _set_pragmas(engine: Engine, synchronous: str) -> None:
             cursor.close()
 
 
-def _make_private_file(path: Path) -> None:
-    """Create the file for its owner only; SQLite gives its -wal and -shm the same mode."""
+def _open_file(path: Path, creates: bool) -> None:
+    """See that it can be used; a new one is its owner's alone, as its -wal and -shm are then."""
+    flags = os.O_RDWR | (os.O_CREAT if creates else 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+        os.close(os.open(path, flags, 0o600))
     except FileNotFoundError:
+        if path.parent.is_dir():
+            raise SchemaMissing(
+                f"The SQLite database {str(path)!r} has no tables of lilota, since there is no "
+                "such file; check the path, or call start(), which creates it"
+            ) from None
         raise ConfigurationError(
             f"The directory {str(path.parent)!r} of the SQLite database does not exist; create it"
         ) from None

@@ -66,13 +66,13 @@ class DependencyRows:
             "DELETE FROM lilota_dependency WHERE on_id = :on_id AND task_id = :task_id"
         )
         self._forget = text("DELETE FROM lilota_dependency WHERE task_id = :task_id")
-        self._release = text("""
+        self._release = text(f"""
             UPDATE lilota_task SET run_at = :run_at
-            WHERE id = :id AND status = 'pending' AND run_at >= :blocked""")
+            WHERE id = :id AND {dialect.is_pending} AND run_at >= :blocked""")
         self._cancel = text(f"""
             UPDATE lilota_task SET status = 'cancelled', end_date_time = {dialect.now},
                 exception = :exception
-            WHERE id = :id AND status = 'pending'""")
+            WHERE id = :id AND {dialect.is_pending}""")
 
     async def insert(
         self, c: AsyncConnection, rows: Sequence[Dependent], *, check: bool = True
@@ -81,15 +81,36 @@ class DependencyRows:
 
         With `check` raises TaskNotFound, before anything is written, for an unknown id.
         """
-        own = {row.task.id for row in rows}
-        there = await self.known(c, own)
-        if check:
-            await self._check(c, {each for row in rows for each in row.after} - own)
-        new = [row for row in rows if row.task.id not in there]
+        (error,) = await self.insert_each(c, [rows], check=check)
+        if error is not None:
+            raise error
+
+    async def insert_each(
+        self, c: AsyncConnection, groups: Sequence[Sequence[Dependent]], *, check: bool = True
+    ) -> list[TaskNotFound | None]:
+        """The same for several callers, of whom none is told of another's error."""
+        rows = [row for group in groups for row in group]
+        awaited = {each for row in rows for each in row.after} if check else set()
+        there = await self.known(c, awaited.union(row.task.id for row in rows))
+        errors = [_unknown(group, there) if check else None for group in groups]
+        await self._write(
+            c,
+            [
+                row
+                for group, error in zip(groups, errors, strict=True)
+                if error is None
+                for row in group
+                if row.task.id not in there
+            ],
+        )
+        return errors
+
+    async def _write(self, c: AsyncConnection, new: Sequence[Dependent]) -> None:
         tasks = [_blocked(row.task) if row.after else row.task for row in new]
         for start in range(0, len(tasks), ROWS_AT_ONCE):
             await self._store.insert(c, tasks[start : start + ROWS_AT_ONCE])
-        now = await self._store.clock(c)
+        is_delayed = any(row.after and row.task.delay_seconds for row in new)
+        now = await self._store.clock(c) if is_delayed else None
         edges = [edge for row in new for edge in self._edges(row, now)]
         for start in range(0, len(edges), ROWS_AT_ONCE):
             await c.execute(self._insert, edges[start : start + ROWS_AT_ONCE])
@@ -140,7 +161,8 @@ class DependencyRows:
         failed = {edge.task: edge for edge in mine if edge.cancels and edge.task in pending}
         await self._cancel_all(c, failed.values())
         waiting = {row.id for row in await self._rows(c, self._waiting, pending)}
-        due = {edge.task: edge for edge in mine if edge.task in pending - waiting - failed.keys()}
+        free = pending - waiting - failed.keys()
+        due = {edge.task: edge for edge in mine if edge.task in free}
         await self._make_due(c, due.values())
         return Released(due=tuple(due), cancelled=tuple(failed), dropped=len(mine), held=bool(held))
 
@@ -163,14 +185,9 @@ class DependencyRows:
             await c.execute(self._cancel, rows)
             await c.execute(self._forget, [{"task_id": row["id"]} for row in rows])
 
-    async def _check(self, c: AsyncConnection, wanted: set[UUID]) -> None:
-        missing = wanted - await self.known(c, wanted)
-        if missing:
-            raise TaskNotFound(min(missing))
-
-    def _edges(self, row: Dependent, now: datetime) -> list[dict[str, Any]]:
+    def _edges(self, row: Dependent, now: datetime | None) -> list[dict[str, Any]]:
         not_before = row.task.run_at
-        if row.task.delay_seconds:
+        if now is not None and row.task.delay_seconds:
             not_before = now + timedelta(seconds=row.task.delay_seconds)
         return [
             {
@@ -199,6 +216,13 @@ class DependencyRows:
 
 def _blocked(task: NewTask) -> NewTask:
     return msgspec.structs.replace(task, run_at=BLOCKED, delay_seconds=0.0)
+
+
+def _unknown(rows: Sequence[Dependent], there: set[TaskId[Any]]) -> TaskNotFound | None:
+    """The error for an id that one of them waits for, and that nobody knows."""
+    awaited = {each for row in rows for each in row.after}
+    missing = awaited - there - {row.task.id for row in rows}
+    return TaskNotFound(min(missing)) if missing else None
 
 
 def _reason(edge: Edge) -> str:

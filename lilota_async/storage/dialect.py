@@ -30,6 +30,8 @@ class Dialect:
     ended_table: str = "lilota_task"
     unique_table: str = "lilota_task"
     pending_key_table: str = "lilota_task"
+    is_pending: str = "status = 'pending'"
+    """Of a row that is found by its id, and not by an index of what is pending."""
     is_pending_keyed: str = "status = 'pending' AND concurrency_key IS NOT NULL"
     on_known_limit: str = "ON CONFLICT DO NOTHING"
     is_not_paused: str = f"name NOT IN {PAUSED} AND '' NOT IN {PAUSED}"

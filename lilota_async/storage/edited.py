@@ -26,7 +26,7 @@ def is_key(value: Any) -> bool:
 
 
 def limit_seconds(value: Any) -> float | None:
-    """A timeout, if it is one."""
+    """A timeout or a lease, if it is one."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if is_number else None
 

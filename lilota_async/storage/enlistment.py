@@ -20,7 +20,7 @@ from lilota_async.options import OnConflict
 from lilota_async.storage.database import Database
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Dependent, NewTask
-from lilota_async.storage.urls import dialect_of
+from lilota_async.storage.urls import dialect_of, without_passwords
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Pool
@@ -114,7 +114,7 @@ class Enlistment:
         except SQLAlchemyError as error:
             raise self._database.translate(error) from error
         if not is_here:
-            name = connection.engine.url.render_as_string(hide_password=True)
+            name = without_passwords(connection.engine.url)
             raise ConfigurationError(
                 f"The session= is connected to {name}, where the tables of this lilota are not; "
                 f"use a session of {self._database.name}, or leave session= out"

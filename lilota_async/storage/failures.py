@@ -15,10 +15,16 @@ _POSTGRESQL_AWAY = ("08", "53", "57P", "25006")
 _MARIADB_AWAY = {1021, 1040, 1053, 1290, 1927, 2002, 2003, 2006, 2013, 2014, 2045, 2055, 4031}
 # SQLITE_BUSY, _LOCKED, _IOERR, _FULL and _CANTOPEN.
 _SQLITE_AWAY = {5, 6, 10, 13, 14}
-_CLOSED = ("connection is closed", "connection was closed", "no active connection")
+_CLOSED = (
+    "connection is closed",
+    "connection was closed",
+    "no active connection",
+    "server closed the connection",  # libpq, without an SQLSTATE
+)
 
-# Serialisation, deadlock, a lock; and a unique key that somebody else was quicker to take.
-_POSTGRESQL_CONFLICTS = {"40001", "40P01", "55P03", "23505"}
+# Serialisation, deadlock, a lock, a statement that an administrator has cancelled; and a unique
+# key that somebody else was quicker to take.
+_POSTGRESQL_CONFLICTS = {"40001", "40P01", "55P03", "57014", "23505"}
 _MARIADB_CONFLICTS = {1020, 1205, 1213, 1062}
 _SQLITE_CONSTRAINT_UNIQUE = 2067
 

@@ -12,8 +12,8 @@ from sqlalchemy import bindparam, text
 
 from lilota_async.models.values import TaskId
 from lilota_async.storage.dialect import Dialect
-from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound
-from lilota_async.storage.transitions import Attempt, LiveNode, LostTask, NodeRecord, Renewal
+from lilota_async.storage.edited import MOST_ATTEMPTS, is_key, is_sound, limit_seconds
+from lilota_async.storage.transitions import Attempt, LiveNode, LostTask, News, NodeRecord, Renewal
 
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
@@ -43,8 +43,8 @@ class LeaseStore(ABC):
             """).bindparams(bindparam("names", expanding=True))
 
     @abstractmethod
-    async def announce(self, c: AsyncConnection) -> None:
-        """Tell the other nodes that there is something new, where the database can."""
+    async def announce(self, c: AsyncConnection, news: News = News.ROWS) -> None:
+        """Tell whoever listens, where the database can."""
 
     async def register_node(self, c: AsyncConnection, node: NodeRecord) -> None:
         """Make the node known, seen now; the others hear that there is one to tell."""
@@ -56,6 +56,7 @@ class LeaseStore(ABC):
                 "host": node.host,
                 "pid": node.pid,
                 "pid_started": node.pid_started,
+                "lease_seconds": node.lease_seconds,
                 "slots": node.slots,
                 "version": node.version,
                 "names": msgspec.json.encode(node.names).decode(),
@@ -76,20 +77,15 @@ class LeaseStore(ABC):
         return Renewal(is_known=is_known, nodes=tuple(nodes), has_lost=owners.first() is not None)
 
     async def remove_node(
-        self, c: AsyncConnection, node_id: UUID, silent_for: float | None = None
+        self, c: AsyncConnection, node_id: UUID, *, silent_for: float | None = None
     ) -> None:
         """Forget the node; its running tasks, if any, are for `adopt()`.
 
         With `silent_for` only if it has been silent for so many seconds: it may have come back.
         """
-        parameters = {"id": self._key(node_id)}
-        if silent_for is None:
-            await c.execute(self._lease_statements["remove_node"], parameters)
-        else:
-            await c.execute(
-                self._lease_statements["remove_silent_node"],
-                {**parameters, "silent_for": silent_for},
-            )
+        name = "remove_node" if silent_for is None else "remove_silent_node"
+        parameters = {} if silent_for is None else {"silent_for": silent_for}
+        await c.execute(self._lease_statements[name], {"id": self._key(node_id), **parameters})
 
     async def nodes(self, c: AsyncConnection) -> list[LiveNode]:
         """Every node that is registered."""
@@ -137,9 +133,9 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
     statements = {
         "register_node": f"""
             INSERT INTO lilota_node (id, machine, host, pid, pid_started, started_at,
-                last_seen_at, slots, version, names)
-            VALUES (:id, :machine, :host, :pid, :pid_started, {now}, {now}, :slots, :version,
-                :names)
+                last_seen_at, lease_seconds, slots, version, names)
+            VALUES (:id, :machine, :host, :pid, :pid_started, {now},
+                {now}, :lease_seconds, :slots, :version, :names)
             {dialect.upsert_node}""",
         "heartbeat": f"UPDATE lilota_node SET last_seen_at = {now} WHERE id = :id",
         "remove_node": "DELETE FROM lilota_node WHERE id = :id",
@@ -147,7 +143,8 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             DELETE FROM lilota_node
             WHERE id = :id AND {dialect.seconds_since_seen} >= :silent_for""",
         "nodes": f"""
-            SELECT id, machine, pid, pid_started, {dialect.seconds_since_seen} AS silent_seconds
+            SELECT id, machine, pid, pid_started, lease_seconds,
+                {dialect.seconds_since_seen} AS silent_seconds
             FROM lilota_node ORDER BY id""",
         "adopt": """
             UPDATE lilota_task SET locked_by = :node, interruptions = interruptions + 1
@@ -164,10 +161,11 @@ def live_nodes(rows: Iterable[Any]) -> list[LiveNode]:
             machine=row.machine,
             pid=row.pid,
             pid_started=row.pid_started,
-            silent_seconds=float(row.silent_seconds),
+            silent_seconds=float(row.silent_seconds or 0.0),
+            lease_seconds=limit_seconds(row.lease_seconds) or 0.0,
         )
         for row in rows
-        if is_key(row.id) and isinstance(row.pid, int) and row.silent_seconds is not None
+        if is_key(row.id) and isinstance(row.pid, int)
     ]
 
 

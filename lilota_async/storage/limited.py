@@ -4,12 +4,14 @@ It goes step by step in one transaction, and under the lock of one row, so that 
 out the last place. What it reads grows with what runs and with the places to fill, and not with
 what waits: of each name the first rows, found by the index of names. What may start is decided
 in `admission`. Nodes without limits use the one statement of `Store.claim()`, and the lock is none
-of theirs.
+of theirs. Where much waits that a node does not run, over which that statement would pass, it
+claims name by name like this, but without the lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -19,7 +21,8 @@ from lilota_async.models.rates import Starts
 from lilota_async.storage.admission import Candidate, choose, rooms, seconds_to_room, used_up
 from lilota_async.storage.claimed import CLAIMED_COLUMNS, claimed
 from lilota_async.storage.edited import MOST_ATTEMPTS, is_sound
-from lilota_async.storage.transitions import Claimed, ClaimedTask, LimitedClaim
+from lilota_async.storage.lookahead import crowd, known, pending_names
+from lilota_async.storage.transitions import Claimed, ClaimedTask, InUse, LimitedClaim, News
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
 ALL = ""
 """The name of the row that is locked, and that pauses every task."""
 MORE_KEYED = 20
+SPARE = 20  # or as many as there are places, since others without the lock take the first as well
+FEW_NAMES = 20  # are looked for without asking which of them have anything pending
+MOST_RECURSIONS = 1000  # where MariaDB ends a recursion without a word
+CROWD = 5000  # rows that are passed over about as fast as a claim goes name by name
+MOST_LANES = 100  # of one statement; SQLite takes 500 at most
 Moments: TypeAlias = Mapping[str, Any]
 """The times that the statements compare with, bound by their names."""
 _STARTS = msgspec.json.Decoder(list[tuple[int, int]])
@@ -49,12 +57,15 @@ class Limits:
         self._create = text(
             f"INSERT INTO lilota_limit (name) VALUES (:name) {dialect.on_known_limit}"
         )
+        self._pending_names = pending_names(dialect)
+        self._first_of = cache(lambda lanes: text(self.first_statement(lanes)))
         self._running = text(f"""
             SELECT name, concurrency_key, COUNT(*) AS running FROM {dialect.running_table}
             WHERE status = 'running' GROUP BY name, concurrency_key""")
         self._locked = text(f"""
             SELECT {CLAIMED_COLUMNS}, concurrency_key FROM lilota_task
-            WHERE id IN :ids AND status = 'pending' {dialect.for_adoption}
+            WHERE id IN :ids AND {dialect.is_pending} AND run_at <= {dialect.moment("now")}
+            {dialect.for_adoption}
             """).bindparams(bindparam("ids", expanding=True))
         self._start = text("""
             UPDATE lilota_task SET status = 'running', attempts = attempts + 1, pid = :pid,
@@ -74,34 +85,39 @@ class Limits:
                 SELECT (SELECT name FROM {dialect.pending_key_table}
                     WHERE {dialect.is_pending_keyed} AND name > keyed.name ORDER BY name LIMIT 1)
                 FROM keyed WHERE keyed.name IS NOT NULL
-            )
-            SELECT 1 AS is_keyed, name FROM keyed WHERE name IS NOT NULL
+            ), {known(dialect)}
+            SELECT 'keyed' AS kind, name FROM keyed WHERE name IS NOT NULL
             UNION ALL
-            SELECT 0 AS is_keyed, name FROM lilota_limit WHERE paused_at IS NOT NULL""")
+            SELECT 'paused', name FROM lilota_limit WHERE paused_at IS NOT NULL
+            UNION ALL
+            SELECT 'crowded', name FROM known WHERE name IS NOT NULL AND {crowd(dialect, CROWD)}""")
 
-    async def in_use(self, c: AsyncConnection) -> tuple[frozenset[str], frozenset[str]]:
-        """Which names have tasks with a concurrency key that wait, and which are paused."""
-        rows = (await c.execute(self._in_use)).all()
-        return (
-            frozenset(row.name for row in rows if row.is_keyed),
-            frozenset(row.name for row in rows if not row.is_keyed),
-        )
+    async def in_use(self, c: AsyncConnection) -> InUse:
+        """The names for which claims are other than usual."""
+        names: dict[str, set[str]] = {}
+        for kind, name in (await c.execute(self._in_use)).all():
+            names.setdefault(kind, set()).add(name)
+        return InUse(**{kind: frozenset(some) for kind, some in names.items()})
 
     async def pause(self, c: AsyncConnection, name: str) -> None:
         """Let no more tasks of the name start; of any name, where it is ALL."""
         await c.execute(self._create, {"name": name})
         await c.execute(self._pause, {"name": name})
-        await self._store.announce_look(c)
+        await self._store.tell(c, News.LOOK)
 
     async def resume(self, c: AsyncConnection, name: str) -> None:
         """Let tasks of the name start again."""
         await c.execute(self._resume, {"name": name})
-        await self._store.announce_look(c)
+        await self._store.tell(c, News.LOOK)
 
     async def claim(self, c: AsyncConnection, limited: LimitedClaim) -> Claimed:
         """pending -> running, for what no limit holds back. Belongs into a transaction."""
-        starts = await self._lock_limits(c, limited)
-        running, busy = await self._what_runs(c)
+        starts: dict[str, Starts] = {}
+        running: dict[str, int] = {}
+        busy: set[str] = set()
+        if limited.has_limits:
+            starts = await self._lock_limits(c, limited)
+            running, busy = await self._what_runs(c)
         now = await self._store.clock(c)  # after the end of all that does not run any more
         time = self._store.dialect.time
         moments = {"now": time(now), "created_before": time(limited.claim.created_before)}
@@ -112,7 +128,7 @@ class Limits:
         return Claimed(
             tasks=claimed,
             seconds_to_room=seconds_to_room(limited.limits, starts, now.timestamp()),
-            is_contended=len(claimed) < len(chosen),
+            is_contended=len(claimed) < min(len(chosen), len(limited.claim.pids)),
             waits=bool(moments["created_before"])
             and await self._waits(c, limited, moments, used_up(limited.limits, starts, now)),
         )
@@ -120,7 +136,8 @@ class Limits:
     async def _waits(
         self, c: AsyncConnection, limited: LimitedClaim, moments: Moments, but: set[str]
     ) -> bool:
-        lanes = [(name, False, 1) for name in limited.claim.names if name not in but]
+        names = await self._with_pending(c, limited.claim.names)
+        lanes = [(name, False, 1) for name in names if name not in but]
         lanes += [(name, True, 1) for name in limited.keyed - but]
         return bool(await self._first(c, moments, lanes))
 
@@ -151,7 +168,10 @@ class Limits:
     ) -> list[Candidate]:
         """Of each name the first; and if keys that are busy fill those, the first of each key."""
         places = len(limited.claim.pids)
-        names = [name for name in limited.claim.names if room.get(name, 1) > 0]
+        if not limited.has_limits and self._store.dialect.for_adoption:
+            places += max(places, SPARE)
+        pending = await self._with_pending(c, limited.claim.names)
+        names = [name for name in pending if room.get(name, 1) > 0]
         keyed = [name for name in names if name in limited.keyed]
         many = places + MORE_KEYED
         found = await self._first(
@@ -175,17 +195,28 @@ class Limits:
         self, c: AsyncConnection, moments: Moments, lanes: Sequence[tuple[str, bool, int]]
     ) -> list[Candidate]:
         """The first due rows of each name, with or without a key, that is not paused."""
-        if not lanes:
-            return []
-        parameters = dict(moments)
-        for number, (name, is_keyed, limit) in enumerate(lanes):
-            parameters |= {
-                f"name_{number}": name,
-                f"keyed_{number}": is_keyed,
-                f"limit_{number}": limit,
-            }
-        rows = await c.execute(text(self.first_statement(len(lanes))), parameters)
-        return _candidates(rows.all())
+        found: list[Candidate] = []
+        for start in range(0, len(lanes), MOST_LANES):
+            some = lanes[start : start + MOST_LANES]
+            parameters = dict(moments)
+            for number, (name, is_keyed, limit) in enumerate(some):
+                parameters |= {
+                    f"name_{number}": name,
+                    f"keyed_{number}": is_keyed,
+                    f"limit_{number}": limit,
+                }
+            rows = await c.execute(self._first_of(len(some)), parameters)
+            found += _candidates(rows.all())
+        return found
+
+    async def _with_pending(self, c: AsyncConnection, names: Sequence[str]) -> Sequence[str]:
+        """The names, but for those of many of which nothing is pending."""
+        if len(names) <= FEW_NAMES:
+            return names
+        pending = set((await c.execute(self._pending_names)).scalars())
+        if len(pending) >= MOST_RECURSIONS:
+            return names
+        return [name for name in names if name in pending]
 
     def first_statement(self, lanes: int) -> str:
         """Constant for so many lanes; a row of each is found by the index, in its order."""
@@ -243,11 +274,7 @@ class Limits:
         self, c: AsyncConnection, limited: LimitedClaim, chosen: Sequence[Candidate], now: datetime
     ) -> list[ClaimedTask]:
         claim = limited.claim
-        if not chosen:
-            return []
-        ids = [each.id for each in chosen]
-        rows = {row.id: row for row in (await c.execute(self._locked, {"ids": ids})).all()}
-        found = [rows[each.id] for each in chosen if each.id in rows]
+        found = await self._lock_rows(c, chosen, len(claim.pids), now)
         sound = [row for row in found if is_sound(row.id, row.attempts)]
         if len(sound) < len(found):
             await self._store.refuse(c, [row.id for row in found if row not in sound])
@@ -262,11 +289,24 @@ class Limits:
         names = {limit.name for limit in limited.limits}
         return [
             msgspec.structs.replace(
-                claimed(row, claim, row.attempts + 1, pid),
+                claimed(row, claim, row.attempts + 1),
                 is_limited=row.name in names or row.concurrency_key is not None,
             )
-            for row, pid in pairs
+            for row, _ in pairs
         ]
+
+    async def _lock_rows(
+        self, c: AsyncConnection, chosen: Sequence[Candidate], places: int, now: datetime
+    ) -> list[Any]:
+        """So many of the rows as are still due and nobody else holds, in their order."""
+        found: list[Any] = []
+        rest = [each.id for each in chosen]
+        while rest and len(found) < places:
+            ids, rest = rest[: places - len(found)], rest[places - len(found) :]
+            wanted = {"ids": ids, "now": self._store.dialect.time(now)}
+            rows = {row.id: row for row in (await c.execute(self._locked, wanted)).all()}
+            found += [rows[key] for key in ids if key in rows]
+        return found
 
     async def _note_starts(
         self,

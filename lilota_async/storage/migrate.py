@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ _CREATE_VERSION_TABLE = f"""
     CREATE TABLE IF NOT EXISTS {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"""
 _LOCK_KEY = 0x6C696C6F7461  # "lilota"
 _LOCK_SECONDS = 60
+_alembic_lock = threading.Lock()  # it keeps what it works on in variables of its modules
+_LOOK_SECONDS = 0.01
 
 
 async def migrate(database: Database) -> None:
@@ -50,7 +54,8 @@ async def _migrate(database: Database) -> None:
         config = await in_thread(_alembic_config)
         async with _locked(connection, database.dialect):
             if not _is_head(await connection.run_sync(_read_revision)):
-                await connection.run_sync(_upgrade, config)
+                async with _alone():
+                    await connection.run_sync(_upgrade, config)
 
 
 async def _check(database: Database) -> None:
@@ -103,6 +108,17 @@ async def _locked(connection: AsyncConnection, dialect: str) -> AsyncIterator[No
         if dialect == "postgresql":
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})")
         yield
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[None]:
+    """One migration at a time in this process, on whichever database, loop and thread."""
+    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - of threads, too
+        await asyncio.sleep(_LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        _alembic_lock.release()
 
 
 @asynccontextmanager

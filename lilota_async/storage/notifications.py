@@ -7,37 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from lilota_async.errors import StoreError
 from lilota_async.storage.database import Database, discard
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.postgresql_sql import CHANNEL, LOOK
+from lilota_async.storage.postgresql_sql import CHANNEL
+from lilota_async.storage.transitions import News
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _CHECK_SECONDS = 60.0
+_NEWS = {news.value: news for news in News}  # what newer versions add means a look
+_logger = logging.getLogger("lilota_async")
 
 
 class Notifications:
     """Calls `on_notify` when another node says that there is something to do.
 
-    With True when a claim is not enough: what becomes due or may run has changed. `on_up` is
-    called when it begins to listen.
+    `on_up` is called when it begins to listen, and `on_down` when it does so no more.
     """
 
     def __init__(
         self,
         database: Database,
         origin: str,
-        on_notify: Callable[[bool], None],
+        on_notify: Callable[[News], None],
+        *,
         on_up: Callable[[], None],
+        on_down: Callable[[], None],
     ) -> None:
         self._database = database
         self._origin = origin  # its own notifications tell a node nothing
         self._on_notify = on_notify
         self._on_up = on_up  # what was said before was not heard
+        self._on_down = on_down
         self._task: asyncio.Task[None] | None = None
         self.is_up = False
 
@@ -58,8 +64,9 @@ class Notifications:
                 pause = _FIRST_PAUSE
             except Exception as error:
                 if not isinstance(error, StoreError) and not is_disconnect(error):
-                    raise
+                    _logger.exception("Listening failed in an unforeseen way; trying on")
             self.is_up = False
+            self._on_down()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -92,5 +99,6 @@ class Notifications:
                 self._hear(notify.payload)
 
     def _hear(self, payload: str) -> None:
-        if payload.removesuffix(LOOK) != self._origin:
-            self._on_notify(payload.endswith(LOOK))
+        origin, _, news = payload.partition(" ")
+        if origin != self._origin:
+            self._on_notify(_NEWS.get(news, News.LOOK))

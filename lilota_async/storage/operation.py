@@ -12,7 +12,7 @@ import msgspec
 
 from lilota_async.errors import ScheduleUnknown, StoreError, StoreUnavailable
 from lilota_async.models.values import TaskId
-from lilota_async.storage.transitions import Finish, NewTask, Requeue
+from lilota_async.storage.transitions import Bound, Finish, NewTask, Requeue
 
 _SUSPICIOUS_LOSSES = 2
 _POISONOUS_LOSSES = 6
@@ -29,12 +29,13 @@ class Kind(enum.IntEnum):
 
     ADMIT = 0
     INSERT = 1
-    REPORT = 2
-    FINISH = 3
-    REQUEUE = 4
-    EXECUTE = 5
-    LOOK = 6
-    CLAIM = 7
+    DEPENDENTS = 2
+    REPORT = 3
+    FINISH = 4
+    REQUEUE = 5
+    EXECUTE = 6
+    LOOK = 7
+    CLAIM = 8
 
 
 ALL_KINDS = frozenset(Kind)
@@ -106,6 +107,9 @@ class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
     under way, and `in_doubt` after the answer of its commit was lost. `losses` counts the
     connections that broke on it.
 
+    `on_written` is called when it is written, or when that cannot be told, whether anybody waits
+    for it any more or not.
+
     The garbage collector does not know of it either. So it lets go of whom it has told: an error
     has a traceback, in whose frames there are operations.
     """
@@ -118,6 +122,7 @@ class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
     deadline: float | None = None
     losses: int = 0
     late_row: LateRow | None = None
+    on_written: Callable[[], None] | None = None
     is_prepared: bool = False
     sent: bool = False
     in_doubt: bool = False
@@ -125,7 +130,7 @@ class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
     @property
     def new_tasks(self) -> Sequence[NewTask]:
         """The rows that it would add."""
-        return _new_tasks(self.kind, self.value)
+        return _rows_of(self.kind, self.value)
 
     @property
     def ends_attempt(self) -> bool:
@@ -167,6 +172,8 @@ class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
         """Tell what came of it."""
         if self.late_row is not None:
             self.late_row.on_written(outcome)
+        if self.on_written is not None and not isinstance(outcome, Bound):
+            self.on_written()
         future, self.future = self.future, _HEARD
         if not future.done():
             future.set_result(outcome)
@@ -191,46 +198,52 @@ class Operation(msgspec.Struct, kw_only=True, eq=False, gc=False):
         """Give the caller the error, if it still waits."""
         if self.late_row is not None:
             self.late_row.on_given_up()
+        if self.on_written is not None:
+            self.on_written()
         future, self.future = self.future, _HEARD
         if not future.done():
             future.set_exception(error)
 
 
-def _new_tasks(kind: Kind, value: Any) -> Sequence[NewTask]:
+def _rows_of(kind: Kind, value: Any) -> Sequence[NewTask]:
+    """The rows that an operation would add."""
     if kind is Kind.ADMIT:
         tasks: Sequence[NewTask] = value.tasks
         return tasks
+    if kind is Kind.DEPENDENTS:
+        return [row.task for row in value]
     return value if kind is Kind.INSERT else ()
 
 
-def payload_size(kind: Kind, value: Any) -> int:
-    """About how many characters the operation sends."""
-    measure = _SIZES.get(kind)
-    return 0 if measure is None else measure(value)
+def measure(kind: Kind, value: Any) -> tuple[int, int]:
+    """How many new rows the operation sends, and about how many characters."""
+    measured = _MEASURES.get(kind)
+    return (0, 0) if measured is None else measured(value)
 
 
-def _size_of_tasks(tasks: Sequence[NewTask]) -> int:
+def _tasks(tasks: Sequence[NewTask]) -> tuple[int, int]:
     size = 0
     for task in tasks:  # mostly one
         size += len(task.input or "") + len(task.tags or "")
-    return size
+    return len(tasks), size
 
 
-def _size_of_finish(finish: Finish) -> int:
-    size = len(finish.output or "") + _size_of_failure(finish)
+def _finish(finish: Finish) -> tuple[int, int]:
+    size = len(finish.output or "") + len(finish.exception or "") + len(finish.cost.log or "")
     if finish.children:
-        size += _size_of_tasks([child.task for child in finish.children])
-    return size
+        size += _tasks([child.task for child in finish.children])[1]
+    return 0, size
 
 
-def _size_of_failure(end: Finish | Requeue) -> int:
-    return len(end.exception or "") + len(end.failures or "") + len(end.cost.log or "")
+def _requeue(end: Requeue) -> tuple[int, int]:
+    return 0, len(end.exception or "") + len(end.failures or "") + len(end.cost.log or "")
 
 
-_SIZES: dict[Kind, Callable[[Any], int]] = {
-    Kind.ADMIT: lambda insert: _size_of_tasks(insert.tasks),
-    Kind.INSERT: _size_of_tasks,
-    Kind.REPORT: lambda report: len(report.checkpoint or ""),
-    Kind.FINISH: _size_of_finish,
-    Kind.REQUEUE: _size_of_failure,
+_MEASURES: dict[Kind, Callable[[Any], tuple[int, int]]] = {
+    Kind.ADMIT: lambda insert: _tasks(insert.tasks),
+    Kind.INSERT: _tasks,
+    Kind.DEPENDENTS: lambda rows: _tasks([row.task for row in rows]),
+    Kind.REPORT: lambda report: (0, len(report.checkpoint or "")),
+    Kind.FINISH: _finish,
+    Kind.REQUEUE: _requeue,
 }

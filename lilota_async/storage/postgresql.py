@@ -26,6 +26,7 @@ from lilota_async.storage.transitions import (
     ClaimedTask,
     Finish,
     LimitedClaim,
+    News,
     NewTask,
     Renewal,
     Report,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 # Where CLAIM returns them.
-_ATTEMPTS, _PID, _PLACE = 2, 10, 11
+_ATTEMPTS, _PLACE = 2, 10
 
 
 class PostgresqlDialect(Dialect):
@@ -47,6 +48,7 @@ class PostgresqlDialect(Dialect):
     now = sql.NOW
     has_arrays = True
     is_not_paused = sql.NOT_PAUSED
+    is_pending = "status || '' = 'pending'"
     lock_backlog = f"SELECT pg_try_advisory_xact_lock({sql.BACKLOG_KEY})"
     seconds_since_seen = sql.SECONDS_SINCE_SEEN
 
@@ -69,6 +71,7 @@ class PostgresqlStore(Store):
     turns = (
         frozenset({Kind.ADMIT}),
         frozenset({Kind.INSERT}),
+        frozenset({Kind.DEPENDENTS}),
         # Reports go with the ends of attempts, which they must not come after.
         frozenset({Kind.REPORT, Kind.FINISH, Kind.REQUEUE}),
         frozenset({Kind.EXECUTE}),
@@ -83,7 +86,7 @@ class PostgresqlStore(Store):
             return not any(finish.children for finish in values)
         if kind in (Kind.LOOK, Kind.CLAIM):
             return len(values) == 1 and not isinstance(values[0], LimitedClaim)
-        return kind not in (Kind.ADMIT, Kind.EXECUTE)
+        return kind not in (Kind.ADMIT, Kind.DEPENDENTS, Kind.EXECUTE)
 
     def is_closed(self, c: AsyncConnection) -> bool:
         return self._direct.is_closed(c)
@@ -92,25 +95,26 @@ class PostgresqlStore(Store):
         for setting in sql.SETTINGS:
             await c.exec_driver_sql(f"SET {setting}")
 
-    async def announce(self, c: AsyncConnection) -> None:
-        await c.execute(sql.ANNOUNCE, {"origin": self.origin})
+    async def announce(self, c: AsyncConnection, news: News = News.ROWS) -> None:
+        await c.execute(sql.ANNOUNCE, {"told": self._message(news)})
 
-    async def announce_look(self, c: AsyncConnection) -> None:
-        if self.has_listeners:
-            await c.execute(sql.ANNOUNCE, {"origin": self.origin + sql.LOOK})
+    def _message(self, news: News) -> str:
+        return f"{self.origin} {news}"
 
     def __init__(self) -> None:
         super().__init__(PostgresqlDialect())
         self._direct = Direct()
 
     async def insert(self, c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        if len(tasks) == 1 and not self.has_listeners:
+        # Nobody else can do anything about a row that runs already.
+        is_news = self.has_listeners and any(task.node_id is None for task in tasks)
+        if len(tasks) == 1 and not is_news:
             return await self._insert_one(c, tasks[0])
         # Most batches have no keys at all.
         is_keyed = any(task.unique_key is not None for task in tasks)
         tasks = in_order_of_keys(tasks) if is_keyed else tasks
         columns = _arrays(_NEW, tasks)
-        told = {"announced": self.has_listeners, "origin": self._origin_of(tasks)}
+        told = {"announced": is_news, "told": self._message(self._news_of(tasks))}
         ((inserted_keyed, written, _),) = await self._direct.rows(c, sql.INSERT, columns | told)
         paused = await self._not_begun(c, tasks) if written < len(tasks) else set()
         if not is_keyed:
@@ -123,11 +127,9 @@ class PostgresqlStore(Store):
             return set()
         return {task.id} if task.unique_key is not None else await self._not_begun(c, [task])
 
-    def _origin_of(self, tasks: Sequence[NewTask]) -> str:
+    def _news_of(self, tasks: Sequence[NewTask]) -> News:
         """What those who hear of the rows are told."""
-        if self.has_listeners and not all(map(is_plain, tasks)):
-            return self.origin + sql.LOOK
-        return self.origin
+        return News.LOOK if self.has_listeners and not all(map(is_plain, tasks)) else News.ROWS
 
     async def renew(self, c: AsyncConnection, node_id: UUID, names: Sequence[str]) -> Renewal:
         rows = (await c.execute(sql.RENEW, {"id": node_id, "names": list(names)})).all()
@@ -170,41 +172,26 @@ class PostgresqlStore(Store):
         """What was written, after so many rows took their ends: some may have them from before."""
         if count == len(finishes):
             return [copies.get(finish.attempt.id, True) for finish in finishes]
+        applied = await self._attempts(c, sql.FINISHED, _arrays(_ENDS, finishes))
         attempts = [finish.attempt for finish in finishes]
-        fence = {**_fence(attempts), "status": [str(finish.status) for finish in finishes]}
-        applied = await self._attempts(c, sql.FINISHED, fence)
         return [attempt in applied and copies.get(attempt.id, True) for attempt in attempts]
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
-        attempts = [requeue.attempt for requeue in requeues]
-        parameters = {
-            **_fence(attempts),
-            "exception": [requeue.exception for requeue in requeues],
-            "failures": [requeue.failures for requeue in requeues],
-            "cpu": [_float(requeue.cost.cpu_seconds) for requeue in requeues],
-            "memory": [requeue.cost.peak_memory_bytes for requeue in requeues],
-            "log": [requeue.cost.log for requeue in requeues],
-            "delay": [float(requeue.delay_seconds) for requeue in requeues],
-            "uncounted": [0 if requeue.counted else 1 for requeue in requeues],
-            "extra": [requeue.extra_attempts for requeue in requeues],
-        }
-        applied = await self._attempts(c, sql.REQUEUE, parameters)
-        return [attempt in applied for attempt in attempts]
+        told = {"announced": self.has_listeners, "told": self._message(News.LOOK)}
+        applied = await self._attempts(c, sql.REQUEUE, _arrays(_REQUEUED, requeues) | told)
+        return [requeue.attempt in applied for requeue in requeues]
 
     async def report(self, c: AsyncConnection, reports: Sequence[Report]) -> list[bool]:
         # Of two rows for one task the database would take any: the later goes on the earlier.
-        merged: dict[Attempt, tuple[int | None, str | None]] = {}
+        merged: dict[Attempt, Report] = {}
         for report in reports:
-            progress, checkpoint = merged.get(report.attempt, (None, None))
-            merged[report.attempt] = (
-                progress if report.progress is None else report.progress,
-                checkpoint if report.checkpoint is None else report.checkpoint,
+            earlier = merged.get(report.attempt, report)
+            merged[report.attempt] = Report(
+                attempt=report.attempt,
+                progress=earlier.progress if report.progress is None else report.progress,
+                checkpoint=earlier.checkpoint if report.checkpoint is None else report.checkpoint,
             )
-        parameters = {
-            **_fence(list(merged)),
-            "progress": [progress for progress, _ in merged.values()],
-            "checkpoint": [checkpoint for _, checkpoint in merged.values()],
-        }
+        parameters = _arrays(_REPORTED, list(merged.values()))
         applied = await self._attempts(c, sql.REPORT, parameters)
         return [report.attempt in applied for report in reports]
 
@@ -214,7 +201,7 @@ class PostgresqlStore(Store):
         """The attempts that the statement returns."""
         return {
             Attempt(id=TaskId(task_id), number=number, node_id=TaskId(node_id))
-            for task_id, number, node_id in await self._direct.rows(c, statement, parameters)
+            for task_id, number, node_id, *_ in await self._direct.rows(c, statement, parameters)
         }
 
 
@@ -225,7 +212,10 @@ class Column(NamedTuple):
     convert: Callable[[Any], Any] | None = None
 
 
-def _from(names: Iterable[str], **sources: str | tuple[str, Callable[[Any], Any]]) -> Columns:
+Source = str | tuple[str, Callable[[Any], Any]]
+
+
+def _from(names: Iterable[str], **sources: Source) -> Columns:
     """The columns of these names, from attributes of that name, or from another source."""
     columns = {}
     for name in names:
@@ -242,17 +232,28 @@ _NEW = _from(
     timeout=("timeout_seconds", float),
     unique_seconds=("unique_seconds", float),
 )
-_AWAITED = _from(
-    sql.AWAITED,
-    id="attempt.id",
-    attempt="attempt.number",
-    owner="attempt.node_id",
-    status=("status", str),
-    cpu=("cost.cpu_seconds", float),
-    memory="cost.peak_memory_bytes",
-    log="cost.log",
-)
+_FENCE: dict[str, Source] = {
+    "id": "attempt.id",
+    "attempt": "attempt.number",
+    "owner": "attempt.node_id",
+}
+_COST: dict[str, Source] = {
+    "cpu": ("cost.cpu_seconds", float),
+    "memory": "cost.peak_memory_bytes",
+    "log": "cost.log",
+}
+_AWAITED = _from(sql.AWAITED, status=("status", str), **_FENCE, **_COST)
 _ENDED = {name: _AWAITED[name] for name in sql.ENDED}
+_ENDS = {name: _AWAITED[name] for name in sql.ENDS}
+_REQUEUED = _from(
+    sql.REQUEUED,
+    delay=("delay_seconds", float),
+    uncounted=("counted", lambda counted: 0 if counted else 1),
+    extra="extra_attempts",
+    **_FENCE,
+    **_COST,
+)
+_REPORTED = _from(sql.REPORTED, **_FENCE)
 
 
 def _row(columns: Columns, item: Any) -> dict[str, Any]:
@@ -298,19 +299,4 @@ def _claimed_by(claim: Claim) -> dict[str, Any]:
 
 def _begun(claim: Claim, rows: Iterable[Any]) -> list[ClaimedTask]:
     """The tasks of rows as CLAIM returns them, in the order of their places."""
-    return [
-        claimed(row, claim, row[_ATTEMPTS], row[_PID])
-        for row in sorted(rows, key=itemgetter(_PLACE))
-    ]
-
-
-def _fence(attempts: Sequence[Attempt]) -> dict[str, Any]:
-    return {
-        "id": [attempt.id for attempt in attempts],
-        "attempt": [attempt.number for attempt in attempts],
-        "owner": [attempt.node_id for attempt in attempts],
-    }
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
+    return [claimed(row, claim, row[_ATTEMPTS]) for row in sorted(rows, key=itemgetter(_PLACE))]

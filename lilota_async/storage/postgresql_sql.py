@@ -7,12 +7,11 @@ from operator import itemgetter
 from sqlalchemy import text
 
 from lilota_async.storage.claimed import CLAIMED_COLUMNS
+from lilota_async.storage.database import BY_INDEX
 from lilota_async.storage.edited import MOST_ATTEMPTS
 from lilota_async.storage.task_row import COLUMNS
 
 CHANNEL = "lilota"
-LOOK = " look"
-"""After the origin of a notification: more than a claim is needed to see what is new."""
 BACKLOG_KEY = 0x6C696C6F7462  # the key of the migrations is one less
 NOW = "statement_timestamp()"
 # Of no row: read once for each statement, where NOT IN would be asked for each row.
@@ -89,7 +88,7 @@ INSERT = text(f"""
 WITH inserted AS ({_insert(_arrays(**NEW))})
 SELECT ARRAY(SELECT id FROM inserted WHERE unique_key IS NOT NULL) AS keyed,
     (SELECT COUNT(*) FROM inserted) AS written, (
-    SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))
+    SELECT pg_notify('{CHANNEL}', CAST(:told AS text))
     WHERE CAST(:announced AS boolean) AND EXISTS (SELECT 1 FROM inserted))""")
 INSERT_ONE = text(_insert(_one_row(**NEW)))
 
@@ -124,7 +123,7 @@ UPDATE lilota_task AS task SET
     start_date_time = {NOW}, end_date_time = NULL, progress_percentage = 0,
     cancel_requested_at = NULL
 FROM picked WHERE task.id = picked.due_id"""
-CLAIM = text(f"WITH RECURSIVE {_PICKED} {_START} RETURNING {CLAIMED_COLUMNS}, pid, place")
+CLAIM = text(f"WITH RECURSIVE {_PICKED} {_START} RETURNING {CLAIMED_COLUMNS}, place")
 
 ENDED = {
     "id": "uuid",
@@ -134,7 +133,6 @@ ENDED = {
     "progress": "integer",
     "output": "text",
     "exception": "text",
-    "failures": "text",
     "cpu": "float8",
     "memory": "bigint",
     "log": "text",
@@ -146,7 +144,7 @@ def _finish(new: str) -> str:
     return f"""
 UPDATE lilota_task AS task SET
     status = new.status, end_date_time = {NOW}, output = new.output,
-    exception = new.exception, failures = COALESCE(new.failures, task.failures),
+    exception = new.exception,
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     cpu_seconds = new.cpu, peak_memory_bytes = new.memory, log = new.log
 FROM {new}
@@ -179,19 +177,36 @@ SELECT known.*, (SELECT COUNT(*) FROM ended) FROM (VALUES (1)) AS one LEFT JOIN 
 # Where those three return what, and what makes a row of the last one such as CLAIM returns.
 PLACE = len(COLUMNS)
 COUNT = -1
-as_claimed = itemgetter(*map(COLUMNS.index, [*CLAIMED_COLUMNS.split(", "), "pid"]), PLACE)
+as_claimed = itemgetter(*map(COLUMNS.index, CLAIMED_COLUMNS.split(", ")), PLACE)
 
+ENDS = {"id": "uuid", "attempt": "integer", "owner": "uuid", "status": "text"}
 FINISHED = text(f"""
 SELECT new.id, new.attempt, new.owner FROM lilota_task AS task
-JOIN {_arrays(id="uuid", attempt="integer", owner="uuid", status="text")}
+JOIN {_arrays(**ENDS)}
 ON task.id = new.id AND task.attempts = new.attempt
     AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status = new.status""")
 
+REQUEUED = {
+    "id": "uuid",
+    "attempt": "integer",
+    "owner": "uuid",
+    "delay": "float8",
+    "uncounted": "integer",
+    "extra": "integer",
+    "exception": "text",
+    "failures": "text",
+    "cpu": "float8",
+    "memory": "bigint",
+    "log": "text",
+}
+# Other nodes may have places for what this one puts back.
 REQUEUE = text(f"""
+WITH put_back AS (
 UPDATE lilota_task AS task SET
     status = CASE WHEN task.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
     end_date_time = CASE WHEN task.cancel_requested_at IS NOT NULL THEN {NOW} END,
-    run_at = {NOW} + make_interval(secs => new.delay), locked_by = NULL, pid = NULL,
+    run_at = CASE WHEN new.uncounted = 1 THEN task.run_at
+        ELSE {NOW} + make_interval(secs => new.delay) END, locked_by = NULL, pid = NULL,
     attempts = task.attempts - new.uncounted, max_attempts = task.max_attempts
         + CASE WHEN task.max_attempts <= {MOST_ATTEMPTS} THEN new.extra ELSE 0 END,
     exception = COALESCE(new.exception, task.exception),
@@ -199,54 +214,55 @@ UPDATE lilota_task AS task SET
     cpu_seconds = COALESCE(new.cpu, task.cpu_seconds),
     peak_memory_bytes = COALESCE(new.memory, task.peak_memory_bytes),
     log = COALESCE(new.log, task.log)
-FROM {
-    _arrays(
-        id="uuid",
-        attempt="integer",
-        owner="uuid",
-        delay="float8",
-        uncounted="integer",
-        extra="integer",
-        exception="text",
-        failures="text",
-        cpu="float8",
-        memory="bigint",
-        log="text",
-    )
-}
+FROM {_arrays(**REQUEUED)}
 WHERE {_FENCE}
-{_APPLIED}""")
+{_APPLIED})
+SELECT id, attempt, owner, (
+    SELECT pg_notify('{CHANNEL}', CAST(:told AS text)) WHERE CAST(:announced AS boolean))
+FROM put_back""")
 
+REPORTED = {
+    "id": "uuid",
+    "attempt": "integer",
+    "owner": "uuid",
+    "progress": "integer",
+    "checkpoint": "text",
+}
 REPORT = text(f"""
 UPDATE lilota_task AS task SET
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     checkpoint = COALESCE(new.checkpoint, task.checkpoint)
-FROM {_arrays(id="uuid", attempt="integer", owner="uuid", progress="integer", checkpoint="text")}
+FROM {_arrays(**REPORTED)}
 WHERE {_FENCE}
 {_APPLIED}""")
 
 
 # A table of tasks has hardly a pending row at one time and a hundred thousand at another, and
 # its statistics are of a third. The plans must not depend on them: every statement goes by an
-# index, in its order, and is planned once. (Forbidden plans count as so dear that the JIT
-# would compile for them.)
+# index, in its order, and is planned once.
 SETTINGS = (
-    "enable_seqscan = off",
+    *BY_INDEX,
     "enable_bitmapscan = off",
     "enable_sort = off",
     "enable_hashjoin = off",
     "enable_mergejoin = off",
-    "jit = off",
     "plan_cache_mode = force_generic_plan",
+    # A write that waits for a lock is not to be given up for one that would wait as long.
+    "statement_timeout = 0",
+    "lock_timeout = 0",
 )
-ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', CAST(:origin AS text))")
+ANNOUNCE = text(f"SELECT pg_notify('{CHANNEL}', CAST(:told AS text))")
 
-SECONDS_SINCE_SEEN = f"CAST(EXTRACT(EPOCH FROM {NOW} - last_seen_at) AS float8)"
+# Without a time when somebody has edited it to be infinite, of which no difference can be taken.
+SECONDS_SINCE_SEEN = (
+    f"CASE WHEN isfinite(last_seen_at)"
+    f" THEN CAST(EXTRACT(EPOCH FROM {NOW} - last_seen_at) AS float8) END"
+)
 # One statement for an idle node, since there are many of them.
 RENEW = text(f"""
 WITH beat AS (
     UPDATE lilota_node SET last_seen_at = {NOW} WHERE id = CAST(:id AS uuid) RETURNING id)
-SELECT id, machine, pid, pid_started, {SECONDS_SINCE_SEEN} AS silent_seconds,
+SELECT id, machine, pid, pid_started, lease_seconds, {SECONDS_SINCE_SEEN} AS silent_seconds,
     EXISTS (SELECT 1 FROM beat) AS is_known, EXISTS (
         SELECT 1 FROM lilota_task WHERE status = 'running' AND name = ANY(CAST(:names AS text[]))
         AND NOT EXISTS (SELECT 1 FROM lilota_node AS owner WHERE owner.id = lilota_task.locked_by)

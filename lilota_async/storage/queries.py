@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -17,9 +19,9 @@ from lilota_async.errors import StoreUnavailable
 from lilota_async.models.tables import Task
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.storage.backlog import find_full
-from lilota_async.storage.database import Database
+from lilota_async.storage.database import Database, transaction
 from lilota_async.storage.failures import is_disconnect
-from lilota_async.storage.reading import by_index
+from lilota_async.storage.reading import by_index, by_index_in_transaction
 from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Bound, BoundedInsert
 
@@ -31,8 +33,8 @@ T = TypeVar("T")
 
 # An id has the time of the node that made it, and the row that of the database.
 _CLOCKS_APART = timedelta(hours=1)
-# Each page is decoded in one go, so that its size bounds how long the event loop stands still.
-_PAGE_ROWS = 250
+# So many are decoded in one go, which bounds for how long the event loop stands still.
+_ROWS_AT_A_TIME = 250
 # Padded to one of these, the ids of a lookup make few different statements.
 _LOOKUP_SIZES = (1, 8, 64, 512)
 
@@ -68,17 +70,18 @@ async def get_tasks(
     limit: int | None = None,
 ) -> list[Task]:
     """The tasks from old to new; the next page comes `after` the id of the last one."""
-    tasks: list[Task] = []
+    statement = listing(database.dialect, selection.status, after)
+    statement = narrowed(statement, database.dialect, selection)
     wanted = set(selection.tags)
-    while limit is None or len(tasks) < limit:
-        size = _PAGE_ROWS if limit is None else min(_PAGE_ROWS, limit - len(tasks))
-        page = listing(database.dialect, selection.status, after).limit(size)
-        rows = await read(database, narrowed(page, database.dialect, selection), by_index)
-        tasks.extend(row[0] for row in rows if not wanted or wanted <= _tags(row[0]))
-        if len(rows) < size:
-            break
-        after = rows[-1][0].id
-    return tasks
+    if limit is not None and limit <= _ROWS_AT_A_TIME:
+        rows = await read(database, statement.limit(limit), by_index)
+        found = [task for (task,) in rows if wanted <= _tags(task)]
+        if len(found) == len(rows):
+            return found  # mostly: what is written as the tags are is nothing else
+    if limit is not None and not wanted:
+        statement = statement.limit(limit)
+    stream = partial(_stream, statement=statement, wanted=wanted, limit=limit)
+    return await ask(database, lambda c: c.run_sync(stream), by_index_in_transaction)
 
 
 async def delete_task(database: Database, task_id: UUID) -> bool:
@@ -181,7 +184,7 @@ def _tags(task: Task) -> set[str]:
 
 async def _delete(database: Database, task_id: UUID) -> bool:
     try:
-        async with database.connect() as connection:
+        async with database.connect() as connection, transaction(connection):
             return await create_store(database).delete(connection, task_id)
     except Exception as error:
         raise database.translate(error) from error
@@ -246,3 +249,19 @@ async def _ask_once(
 def _select(connection: Connection, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
     with Session(bind=connection, expire_on_commit=False) as session:
         return session.execute(statement).all()
+
+
+def _stream(
+    connection: Connection, *, statement: Select[Task], wanted: set[str], limit: int | None
+) -> list[Task]:
+    """The first `limit` tasks that have the wanted tags, through a cursor of the server.
+
+    Not page by page: where no index has the order, each page would sort all that there is.
+    """
+    options = {"yield_per": _ROWS_AT_A_TIME}
+    with (
+        Session(bind=connection, expire_on_commit=False) as session,
+        session.execute(statement, execution_options=options) as rows,
+    ):
+        found = (task for (task,) in rows if not wanted or wanted <= _tags(task))
+        return list(islice(found, limit))

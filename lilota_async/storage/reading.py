@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
@@ -26,22 +27,29 @@ _NAMES = text("""
 
 
 @asynccontextmanager
-async def by_index(database: Database) -> AsyncIterator[AsyncConnection]:
+async def by_index(
+    database: Database, *, in_transaction: bool = False
+) -> AsyncIterator[AsyncConnection]:
     """A connection whose statements go by an index, whatever the statistics of the table say.
 
-    They may be of a time when most rows were pending. On PostgreSQL the block is a transaction.
-    What a driver raises becomes a StoreError.
+    They may be of a time when most rows were pending. On PostgreSQL the block is a transaction
+    where it has to be, or where that is asked for. What a driver raises becomes a StoreError.
     """
     try:
         async with database.connect() as connection:
-            if database.dialect != "postgresql":
-                yield connection  # the statements have hints there
+            is_set = database.makes_connections and not in_transaction
+            if database.dialect != "postgresql" or is_set:
+                yield connection  # by hints in the statements, or as it was set from the first
                 return
             async with transaction(connection):
                 await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
                 yield connection
     except Exception as error:
         raise database.translate(error) from error
+
+
+by_index_in_transaction = partial(by_index, in_transaction=True)
+"""The same for a cursor, which PostgreSQL has in a transaction only."""
 
 
 async def names_of_tasks(c: AsyncConnection) -> list[str]:

@@ -65,7 +65,7 @@ class RowStore(Store):
             WHERE id = :id AND status = 'pending'""")
         self._finish = text(f"""
             UPDATE lilota_task SET status = :status, end_date_time = {now}, output = :output,
-                exception = :exception, failures = COALESCE(:failures, failures),
+                exception = :exception,
                 progress_percentage = COALESCE(:progress, progress_percentage),
                 cpu_seconds = :cpu, peak_memory_bytes = :memory, log = :log
             WHERE {_FENCE}""")
@@ -74,7 +74,8 @@ class RowStore(Store):
                 status = CASE WHEN cancel_requested_at IS NULL THEN 'pending'
                     ELSE 'cancelled' END,
                 end_date_time = CASE WHEN cancel_requested_at IS NOT NULL THEN {now} END,
-                run_at = {dialect.later(":delay")}, locked_by = NULL, pid = NULL,
+                run_at = CASE WHEN :uncounted = 1 THEN run_at ELSE {dialect.later(":delay")} END,
+                locked_by = NULL, pid = NULL,
                 attempts = attempts - :uncounted,
                 max_attempts = max_attempts
                     + CASE WHEN max_attempts <= {MOST_ATTEMPTS} THEN :extra ELSE 0 END,
@@ -120,7 +121,7 @@ class RowStore(Store):
         if not chosen:
             return []
         await self._start(c, claim.node_id, chosen)
-        return [claimed(row, claim, row.attempts + 1, pid) for row, pid in chosen]
+        return [claimed(row, claim, row.attempts + 1) for row, _ in chosen]
 
     async def _start(
         self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
@@ -162,6 +163,7 @@ class RowStore(Store):
             parameters = {
                 **self._fence(requeue.attempt),
                 **_outcome(requeue),
+                "failures": requeue.failures,
                 "delay": float(requeue.delay_seconds),
                 "uncounted": 0 if requeue.counted else 1,
                 "extra": requeue.extra_attempts,
@@ -206,7 +208,6 @@ class RowStore(Store):
 def _outcome(outcome: Finish | Requeue) -> dict[str, Any]:
     return {
         "exception": outcome.exception,
-        "failures": outcome.failures,
         "cpu": outcome.cost.cpu_seconds,
         "memory": outcome.cost.peak_memory_bytes,
         "log": outcome.cost.log,

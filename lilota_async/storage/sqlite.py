@@ -114,7 +114,6 @@ class SqliteStore(RowStore):
                 finish.progress,
                 finish.output,
                 finish.exception,
-                finish.failures,
                 finish.cost.cpu_seconds,
                 finish.cost.peak_memory_bytes,
                 finish.cost.log,

@@ -75,7 +75,7 @@ WHERE task.id = new.id""")
 
 FINISH = text(f"""
 UPDATE lilota_task AS task SET status = new.status, end_date_time = {NOW}, output = new.output,
-    exception = new.exception, failures = COALESCE(new.failures, task.failures),
+    exception = new.exception,
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     cpu_seconds = new.cpu, peak_memory_bytes = new.memory, log = new.log
 FROM {
@@ -87,7 +87,6 @@ FROM {
         "progress",
         "output",
         "exception",
-        "failures",
         "cpu",
         "memory",
         "log",

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from lilota_async.models.stats import NameStats, NodeStats, Stats
 from lilota_async.models.types import TaskIdType
 from lilota_async.storage.database import Database
+from lilota_async.storage.edited import limit_seconds
 from lilota_async.storage.reading import by_index, names_of_tasks
 from lilota_async.storage.stores import create_store
 
@@ -29,9 +30,9 @@ MOST_FAILED = 10_000
 WINDOW_SECONDS = 300.0
 
 
-async def read_stats(database: Database, registered: Iterable[str], lease_seconds: float) -> Stats:
+async def read_stats(database: Database, registered: Iterable[str]) -> Stats:
     """How it stands with all tasks; `registered` are names to tell about in any case."""
-    return await database.undisturbed(_read(database, set(registered), lease_seconds))
+    return await database.undisturbed(_read(database, set(registered)))
 
 
 async def read_throughput(database: Database, names: Sequence[str]) -> float:
@@ -45,10 +46,10 @@ async def read_throughput(database: Database, names: Sequence[str]) -> float:
     return await database.undisturbed(read())
 
 
-async def _read(database: Database, names: set[str], lease_seconds: float) -> Stats:
+async def _read(database: Database, names: set[str]) -> Stats:
     async with by_index(database) as c:
         reader = _Reader(c, create_store(database).dialect)
-        nodes = await reader.nodes(lease_seconds)
+        nodes = await reader.nodes()
         live = [node for node in nodes if node.is_live]
         claimable = {name for node in live for name in node.names}
         waiting = await reader.waiting()
@@ -94,24 +95,12 @@ class _Reader:
         self._dialect = dialect
         self._latest = self._latest_statement()
 
-    async def nodes(self, lease_seconds: float) -> list[NodeStats]:
+    async def nodes(self) -> list[NodeStats]:
         seen = self._dialect.seconds_since_seen
         statement = text(f"""
-            SELECT id, host, pid, slots, names, version, {seen} AS silent_seconds
+            SELECT id, host, pid, slots, names, version, lease_seconds, {seen} AS silent_seconds
             FROM lilota_node ORDER BY id""").columns(id=TaskIdType)
-        return [
-            NodeStats(
-                id=UUID(int=row.id.int),
-                host=row.host,
-                pid=row.pid,
-                slots=row.slots,
-                names=_names(row.names),
-                version=row.version,
-                seconds_since_seen=max(0.0, float(row.silent_seconds)),
-                is_live=float(row.silent_seconds) <= lease_seconds,
-            )
-            for row in await self._all(statement)
-        ]
+        return [_node_stats(row) for row in await self._all(statement)]
 
     async def waiting(self) -> dict[str, _Waiting]:
         now = self._dialect.now
@@ -219,6 +208,20 @@ def _percentile(ordered: Sequence[float], percent: int) -> float | None:
     if not ordered:
         return None
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def _node_stats(row: Any) -> NodeStats:
+    silent, lease = row.silent_seconds, limit_seconds(row.lease_seconds)
+    return NodeStats(
+        id=UUID(int=row.id.int),
+        host=row.host,
+        pid=row.pid,
+        slots=row.slots,
+        names=_names(row.names),
+        version=row.version,
+        seconds_since_seen=max(0.0, float(silent or 0.0)),
+        is_live=silent is not None and lease is not None and silent <= lease,
+    )
 
 
 def _names(written: str | None) -> tuple[str, ...]:

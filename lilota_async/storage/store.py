@@ -25,10 +25,12 @@ from lilota_async.storage.limited import Limits
 from lilota_async.storage.lookahead import next_due
 from lilota_async.storage.operation import ALL_KINDS, Kind
 from lilota_async.storage.transitions import (
+    FAILURES_KEPT,
     Attempt,
     Claim,
     ClaimedTask,
     Finish,
+    News,
     NewTask,
     Report,
     Requeue,
@@ -39,9 +41,6 @@ from lilota_async.storage.uniqueness import UniqueKeys
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.ext.asyncio import AsyncConnection
-
-
-KEPT_FAILURES = 20
 
 
 class Store(LeaseStore):
@@ -138,8 +137,8 @@ class Store(LeaseStore):
         parameters = {"id": self._key(task_id)}
         status = (await c.execute(self._statements["locked_status"], parameters)).scalar()
         await c.execute(self._statements["request_cancel"], parameters)
-        if self.has_listeners:
-            await self.announce(c)
+        if status == TaskStatus.RUNNING:
+            await self.tell(c, News.CANCEL)
         return _status(status)
 
     async def cancel_requests(self, c: AsyncConnection, node_id: UUID) -> list[Attempt]:
@@ -164,6 +163,7 @@ class Store(LeaseStore):
         result = await c.execute(
             self._statements["retry"], {**parameters, "extra": extra_attempts, "failures": failures}
         )
+        await self.tell(c, News.LOOK)
         return bool(result.rowcount == 1)
 
     async def delete(self, c: AsyncConnection, task_id: UUID) -> bool:
@@ -171,6 +171,7 @@ class Store(LeaseStore):
         parameters = {"id": self._key(task_id)}
         result = await c.execute(self._statements["delete"], parameters)
         if result.rowcount == 1:
+            await c.execute(self._statements["delete_edges"], parameters)
             return True
         status = (await c.execute(self._statements["status"], parameters)).scalar()
         if status == TaskStatus.RUNNING:
@@ -180,19 +181,23 @@ class Store(LeaseStore):
     async def seconds_to_next(
         self, c: AsyncConnection, names: Sequence[str]
     ) -> tuple[float | None, bool]:
-        """Seconds until the next task of these names becomes due, None without one; and
+        """When the next task of these names becomes due, and whether a claim may not have seen one.
 
-        whether one has just become due, which a claim that came before has not seen.
+        The first in seconds, None without one; the other one has become due just before.
         """
+        if not names:
+            return None, False
         row = (await c.execute(self._next_due, {"names": list(names)})).one()
         seconds = None if row.due is None else float((row.due - row.now).total_seconds())
         return seconds, row.just_due is not None
 
-    async def announce(self, c: AsyncConnection) -> None:
-        """Tell the other nodes that there is something new, where the database can."""
+    async def announce(self, c: AsyncConnection, news: News = News.ROWS) -> None:
+        """Tell whoever listens, where the database can."""
 
-    async def announce_look(self, c: AsyncConnection) -> None:
-        """Tell the other nodes, if there are any, that a claim is not enough to see what is new."""
+    async def tell(self, c: AsyncConnection, news: News) -> None:
+        """Tell the other nodes, if there are any, where the database can."""
+        if self.has_listeners:
+            await self.announce(c, news)
 
     async def clock(self, c: AsyncConnection) -> datetime:
         """The time of the database."""
@@ -222,7 +227,7 @@ class Store(LeaseStore):
 def _statements(dialect: Dialect) -> dict[str, TextClause]:
     now, for_update = dialect.now, dialect.for_update
     final = "status IN ('completed', 'failed', 'cancelled')"
-    requeued = f"status = 'pending', locked_by = NULL, pid = NULL, run_at = {now}"
+    requeued = "status = 'pending', locked_by = NULL, pid = NULL"
     statements = {
         "status": "SELECT status FROM lilota_task WHERE id = :id",
         "locked_status": f"SELECT status FROM lilota_task WHERE id = :id {for_update}",
@@ -240,11 +245,12 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
             SELECT failures, exception, attempts, name, unique_key FROM lilota_task
             WHERE id = :id AND {final} {for_update}""",
         "retry": f"""
-            UPDATE lilota_task SET {requeued}, max_attempts = attempts + :extra,
+            UPDATE lilota_task SET {requeued}, run_at = {now}, max_attempts = attempts + :extra,
                 end_date_time = NULL, output = NULL, cancel_requested_at = NULL,
                 progress_percentage = 0, failures = :failures, exception = NULL
             WHERE id = :id AND {final}""",
         "delete": "DELETE FROM lilota_task WHERE id = :id AND status <> 'running'",
+        "delete_edges": "DELETE FROM lilota_dependency WHERE task_id = :id",
         "running_of": """
             SELECT id FROM lilota_task WHERE status = 'running' AND locked_by = :node""",
         "release": f"""
@@ -272,7 +278,7 @@ def _appended(failures: str | None, exception: str | None, attempt: int) -> str 
         return failures
     last.pop("traceback", None)
     numbered: dict[str, Any] = {"attempt": attempt, **last}
-    return msgspec.json.encode([*earlier, numbered][-KEPT_FAILURES:]).decode()
+    return msgspec.json.encode([*earlier, numbered][-FAILURES_KEPT:]).decode()
 
 
 def in_order_of_keys(tasks: Sequence[NewTask]) -> Sequence[NewTask]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from lilota_async.models.values import TaskId, TaskStatus
 
 if TYPE_CHECKING:
     from lilota_async.models.tables import Task
+
+FAILURES_KEPT = 20  # of the earlier attempts of a task, the latest ones
 
 
 class NewTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -118,11 +121,42 @@ class NameLimit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitedClaim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim within limits; `keyed` are names that may have tasks with a concurrency key."""
+    """A claim that looks name by name, within limits where there are any.
+
+    `keyed` are names that may have tasks with a concurrency key.
+    """
 
     claim: Claim
     limits: tuple[NameLimit, ...] = ()
     keyed: frozenset[str] = frozenset()
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether more than the free slots decides what may start."""
+        return bool(self.limits or self.keyed)
+
+
+class News(StrEnum):
+    """What one node tells the others."""
+
+    ROWS = "rows"
+    """There is something to claim, or a node that wants to be told of it."""
+    LOOK = "look"
+    """A claim is not enough: what becomes due or may run has changed."""
+    CANCEL = "cancel"
+    """Somebody wants what runs to be cancelled."""
+
+
+class InUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The names for which claims are other than usual.
+
+    Those with tasks that wait with a concurrency key, those that are paused, and those of which
+    so many wait that a claim for other names had better not pass over them.
+    """
+
+    keyed: frozenset[str] = frozenset()
+    paused: frozenset[str] = frozenset()
+    crowded: frozenset[str] = frozenset()
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -138,7 +172,6 @@ class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     attempt: Attempt
     name: str
-    pid: int
     input: str | None
     max_attempts: int
     timeout_seconds: float | None
@@ -151,7 +184,7 @@ class ClaimedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a claim has brought; the rest is of those within limits.
+    """What a claim has brought; the rest is of those that go name by name.
 
     `seconds_to_room`: until a rate that is used up lets a task start again. `is_contended`:
     another transaction was about to change some of the rows. `waits`: something that is due is
@@ -192,7 +225,6 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress: int | None = None
     output: str | None = None
     exception: str | None = None
-    failures: str | None = None
     cost: Cost = Cost()
     children: tuple[Dependent, ...] = ()
     is_awaited: bool = False
@@ -226,6 +258,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     checkpoint: str | None = None
 
 
+class Ending(msgspec.Struct, frozen=True, gc=False):
+    """What of a task's row tells its result, if it has one; `output` is JSON."""
+
+    name: str
+    status: str
+    output: str | None
+
+
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A started Lilota, as other nodes see it.
 
@@ -238,6 +278,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     host: str
     pid: int
     pid_started: int
+    lease_seconds: float
     slots: int
     version: str
     names: tuple[str, ...] = ()
@@ -245,13 +286,17 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LiveNode(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A registered node; `silent_seconds` since its last heartbeat, by the database clock."""
+    """A registered node; `silent_seconds` since its last heartbeat, by the database clock.
+
+    It may be taken from when these are more than its own `lease_seconds`.
+    """
 
     id: UUID
     machine: str
     pid: int
     pid_started: int
     silent_seconds: float
+    lease_seconds: float
 
 
 class Renewal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -268,11 +313,9 @@ class Renewal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def as_claimed(task: NewTask) -> ClaimedTask:
     """What the claim of a task would have brought that was inserted as running."""
     assert task.node_id is not None
-    assert task.pid is not None
     return ClaimedTask(
         attempt=Attempt(id=task.id, number=1, node_id=task.node_id),
         name=task.name,
-        pid=task.pid,
         input=task.input,
         max_attempts=task.max_attempts,
         timeout_seconds=task.timeout_seconds,

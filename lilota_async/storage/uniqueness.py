@@ -14,7 +14,7 @@ from sqlalchemy import text
 from lilota_async.errors import AlreadyScheduled, UniqueKeyTaken
 from lilota_async.models.values import TaskId, TaskStatus
 from lilota_async.options import OnConflict
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import News, NewTask
 
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
@@ -63,17 +63,23 @@ class UniqueKeys:
         if (await c.execute(self._statements["exists"], {"id": key(task.id)})).first() is not None:
             return task.id  # written before, by a try whose answer was lost
         assert task.unique_key is not None
-        holder = await self._holder(c, task.name, task.unique_key)
+        holder = await self._seen(c, task.name, task.unique_key)
+        if holder is None or holder.is_over or self._is_replaced(holder, on_conflict):
+            holder = await self._holder(c, task.name, task.unique_key)
         if holder is None:
             return None
         found: TaskId = TaskId(holder.id)
         if on_conflict == "return_existing":
             return found
-        if on_conflict == "reject" or holder.status != TaskStatus.PENDING:
+        if not self._is_replaced(holder, on_conflict):
             raise AlreadyScheduled(task.name, task.unique_key, found, holder.status)
         await c.execute(self._statements["replace"], self._replacement(task, holder.id))
-        await self._store.announce_look(c)
+        await self._store.tell(c, News.LOOK)
         return found
+
+    @staticmethod
+    def _is_replaced(holder: Any, on_conflict: OnConflict) -> bool:
+        return on_conflict == "replace" and holder.status == TaskStatus.PENDING
 
     async def free(self, c: AsyncConnection, task_id: UUID, name: str, unique_key: str) -> None:
         """Make sure that the final task may have its key again, or raise UniqueKeyTaken."""
@@ -92,6 +98,11 @@ class UniqueKeys:
             return row
         await c.execute(self._statements["give_up"], {"id": row.id})
         return None
+
+    async def _seen(self, c: AsyncConnection, name: str, unique_key: str) -> Any:
+        """The row that has the key, without its lock, which an application's transaction keeps."""
+        rows = await c.execute(self._statements["seen"], {"name": name, "key": unique_key})
+        return rows.first()
 
     async def _locked(self, c: AsyncConnection, name: str, unique_key: str) -> Any:
         """The row that has the key, locked; it waits for whoever has written it."""
@@ -117,11 +128,13 @@ class UniqueKeys:
 def _statements(dialect: Dialect) -> dict[str, TextClause]:
     now = dialect.now
     is_over = f"NOT {_OPEN} AND unique_until <= {now}"
+    holder = f"""
+        SELECT id, status, {is_over} AS is_over FROM {dialect.unique_table}
+        WHERE name = :name AND {dialect.holds_key}"""
     statements = {
         "exists": "SELECT 1 FROM lilota_task WHERE id = :id",
-        "holder": f"""
-            SELECT id, status, {is_over} AS is_over FROM {dialect.unique_table}
-            WHERE name = :name AND {dialect.holds_key} {dialect.for_update}""",
+        "seen": holder,
+        "holder": f"{holder} {dialect.for_update}",
         "give_up": f"UPDATE lilota_task SET unique_until = NULL WHERE id = :id AND {is_over}",
         "replace": f"""
             UPDATE lilota_task SET input = :input, priority = :priority,
@@ -131,6 +144,6 @@ def _statements(dialect: Dialect) -> dict[str, TextClause]:
                 unique_until = CASE WHEN :is_limited
                     THEN {dialect.later(":unique_seconds")} END,
                 checkpoint = NULL, progress_percentage = 0
-            WHERE id = :id AND status = 'pending'""",
+            WHERE id = :id AND {dialect.is_pending}""",
     }
     return {name: text(statement) for name, statement in statements.items()}

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from lilota_async.errors import ConfigurationError
+from lilota_async.storage.keepalive import LIBPQ
 
 DialectName = Literal["sqlite", "postgresql", "mariadb"]
 
@@ -32,6 +33,11 @@ _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _CONNECT_SECONDS = 10
 _CACHED_STATEMENTS = "statement_cache_size"
 _OLDEST_SQLITE = (3, 33)  # UPDATE ... FROM
+_UNREADABLE = (
+    "The database URL cannot be read; give one such as 'sqlite:///lilota.db' or "
+    "'postgresql://user:password@host/database' (special characters in the password "
+    "must be percent-encoded)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +61,14 @@ def parse_target(url: str | URL) -> Target:
     """Map `url` to an async driver, or raise ConfigurationError."""
     try:
         parsed = make_url(url)
+        parsed.render_as_string(hide_password=False).encode()  # has no lone surrogates
     except (ArgumentError, ValueError):
         # The original error is left out: it may quote the URL with its password.
-        raise ConfigurationError(
-            "The database URL cannot be read; give one such as 'sqlite:///lilota.db' or "
-            "'postgresql://user:password@host/database' (special characters in the password "
-            "must be percent-encoded)"
-        ) from None
+        raise ConfigurationError(_UNREADABLE) from None
+    if "@" in (parsed.host or ""):  # a part of the password
+        raise ConfigurationError(_UNREADABLE)
+    if "\0" in (parsed.database or ""):
+        raise ConfigurationError(_UNREADABLE)
     dialect = dialect_of(parsed)
     if parsed.drivername not in _PSYCOPG:
         parsed = parsed.set(drivername=_DRIVERS[dialect])
@@ -70,6 +77,23 @@ def parse_target(url: str | URL) -> Target:
     if dialect == "mariadb":
         return _mariadb_target(parsed)
     return _postgresql_target(parsed)
+
+
+def passwords_of(url: URL) -> list[str]:
+    """What must not be told: drivers take passwords from the query as well."""
+    values = (url.query[name] for name in _secret_names(url))
+    found = [each for value in values for each in ([value] if isinstance(value, str) else value)]
+    return [each for each in (*found, str(url.password or "")) if each]
+
+
+def without_passwords(url: URL) -> str:
+    """The URL as it may be told."""
+    told = url.update_query_dict(dict.fromkeys(_secret_names(url), "..."))
+    return told.render_as_string(hide_password=True)
+
+
+def _secret_names(url: URL) -> list[str]:
+    return [name for name in url.query if "pass" in name.lower()]
 
 
 def dialect_of(url: URL) -> DialectName:
@@ -106,12 +130,21 @@ def _sqlite_target(url: URL) -> Target:
         raise ConfigurationError(
             f"synchronous={value!r} in the database URL is not one of {', '.join(_SYNCHRONOUS)}"
         )
+    if "timeout" in url.query:
+        _number("timeout", url.query["timeout"], float, "number of seconds")
     url = url.difference_update_query(["synchronous"])
     connect_args = {} if "timeout" in url.query else {"timeout": float(_CONNECT_SECONDS)}
     return Target(url=url, dialect="sqlite", connect_args=connect_args, synchronous=synchronous)
 
 
 def _mariadb_target(url: URL) -> Target:
+    if not url.database and "read_default_file" not in url.query:
+        raise ConfigurationError(
+            "The database URL names a server, and no database on it; add the name, as in "
+            "'mysql://user:password@host/database'"
+        )
+    if "connect_timeout" in url.query:
+        _number("connect_timeout", url.query["connect_timeout"], int, "whole number")
     if "charset" not in url.query:
         url = url.update_query_dict({"charset": "utf8mb4"})
     connect_args = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
@@ -120,9 +153,9 @@ def _mariadb_target(url: URL) -> Target:
 
 def _postgresql_target(url: URL) -> Target:
     if url.drivername in _PSYCOPG:
-        given = "connect_timeout" in url.query
-        options = {} if given else {"connect_timeout": _CONNECT_SECONDS}
-        return Target(url=url, dialect="postgresql", connect_args=options)
+        options = {"connect_timeout": _CONNECT_SECONDS, **LIBPQ}
+        unsaid = {name: value for name, value in options.items() if name not in url.query}
+        return Target(url=url, dialect="postgresql", connect_args=unsaid)
     # The names of libpq, in which a URL of psycopg2 is written.
     timeout = url.query.get("connect_timeout") or url.query.get("timeout") or _CONNECT_SECONDS
     ssl = url.query.get("ssl") or url.query.get("sslmode")
@@ -139,6 +172,9 @@ def _postgresql_target(url: URL) -> Target:
 
 def _number(name: str, value: Any, kind: Callable[[str], float], what: str) -> float:
     try:
-        return kind(str(value))
+        number = kind(str(value))
     except ValueError:
-        raise ConfigurationError(f"{name}={value!r} in the database URL is not a {what}") from None
+        number = -1
+    if not number >= 0:  # which NaN is not either
+        raise ConfigurationError(f"{name}={value!r} in the database URL is not a {what} from 0 on")
+    return number

@@ -21,7 +21,7 @@ from lilota_async.storage.batch import Turns, apply, is_atomic, prepared, take
 from lilota_async.storage.database import Database, begin, commit, rollback
 from lilota_async.storage.failures import is_conflict, is_disconnect
 from lilota_async.storage.link import Link
-from lilota_async.storage.operation import Kind, LateRow, Operation, Tell, Told, payload_size
+from lilota_async.storage.operation import Kind, LateRow, Operation, Tell, Told, measure
 from lilota_async.storage.outcomes import Outcomes
 from lilota_async.storage.store import Store
 from lilota_async.storage.threaded import in_one_go
@@ -31,6 +31,7 @@ from lilota_async.storage.transitions import (
     Claim,
     Claimed,
     ClaimedTask,
+    Dependent,
     Finish,
     LimitedClaim,
     NewTask,
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 T = TypeVar("T")
-
 _logger = logging.getLogger("lilota_async")
-
 _CONFLICT_TRIES = 5
 _CONFLICT_PAUSE = 0.05
 _EXPIRY_PERIOD = 0.25
@@ -56,12 +55,7 @@ class Writer:
 
     Survives the loss of the database: it reconnects, and writes again what may be written
     twice. Claims fail at once then, inserts and other calls after `store_timeout` seconds;
-    finish, requeue and report are held until `close()`. What the database refuses is a
-    StoreError, for its own caller only.
-
-    Example:
-        >>> async with Writer(database, store) as writer:
-        ...     await writer.insert([NewTask(id=TaskId(), name="add")])
+    finish, requeue and report are held until `close()`. What it refuses is its caller's StoreError.
     """
 
     def __init__(
@@ -109,9 +103,8 @@ class Writer:
     @property
     def has_given_up(self) -> bool:
         """Whether the database has not answered for longer than callers wait for it."""
-        hanging = 0.0
-        if self._flushing_since is not None:
-            hanging = self._loop.time() - self._flushing_since
+        since = self._flushing_since
+        hanging = 0.0 if since is None else self._loop.time() - since
         return max(hanging, self._link.lost_seconds) > self._store_timeout
 
     async def start(self) -> None:
@@ -143,31 +136,38 @@ class Writer:
             finally:
                 await self._end(task)
 
-    def insert(self, tasks: Sequence[NewTask]) -> asyncio.Future[set[TaskId]]:
+    def insert(
+        self, tasks: Sequence[NewTask], on_written: Callable[[], None] | None = None
+    ) -> asyncio.Future[set[TaskId]]:
         """Commit the rows, all or none, queued at once; but for those whose key is taken.
 
-        These are returned.
-
-        Raises StoreUnavailable when nothing was written, and ScheduleUnknown when the
-        database went away during the commit and did not come back in time.
+        These are returned. `on_written` is called then, though the caller may be gone. Raises
+        StoreUnavailable when nothing was written, and ScheduleUnknown when the database went away
+        during the commit and did not come back in time.
         """
-        return self._submit(self._operation(Kind.INSERT, tasks, new_rows=len(tasks), timed=True))
+        return self._submit(self._operation(Kind.INSERT, tasks, on_written, timed=True))
 
-    async def admit(self, insert: BoundedInsert) -> Bound | set[TaskId[Any]]:
+    def admit(
+        self, insert: BoundedInsert, on_written: Callable[[], None] | None = None
+    ) -> asyncio.Future[Bound | set[TaskId[Any]]]:
         """Commit the rows, all or none, or return the bound that leaves no room for them.
 
         Otherwise returns what the store returns for them. Raises what `insert()` does.
         """
-        operation = self._submit(
-            self._operation(Kind.ADMIT, insert, new_rows=len(insert.tasks), timed=True)
-        )
-        return cast("Bound | set[TaskId[Any]]", await operation)
+        return self._submit(self._operation(Kind.ADMIT, insert, on_written, timed=True))
+
+    async def insert_dependents(
+        self, rows: Sequence[Dependent], on_written: Callable[[], None], *, is_held: bool = False
+    ) -> None:
+        """As `insert()`, for rows that wait for others; TaskNotFound when one of those has no row.
+
+        `is_held` as long as the database is away, as the end of a task is.
+        """
+        await self._submit(self._operation(Kind.DEPENDENTS, rows, on_written, timed=not is_held))
 
     def insert_late(self, row: LateRow) -> asyncio.Future[set[TaskId[Any]]]:
         """As `insert()`, for a row that may be found to run at once when it is sent."""
-        return self._submit(
-            self._operation(Kind.INSERT, (row.task,), new_rows=1, timed=True, late_row=row)
-        )
+        return self._submit(self._operation(Kind.INSERT, (row.task,), timed=True, late_row=row))
 
     async def claim(self, choose: Callable[[], Claim | LimitedClaim | None]) -> Claimed:
         """Make due tasks running; StoreUnavailable at once while the database is away.
@@ -196,34 +196,40 @@ class Writer:
         operation: Callable[[AsyncConnection], Awaitable[T]],
         *,
         in_transaction: bool = True,
+        is_held: bool = False,
+        on_written: Callable[[], None] | None = None,
     ) -> T:
         """Run another call of the store in the next flush, in its transaction.
 
         Not `in_transaction`: it is one statement, or only reads. It awaits nothing but the
         connection, maybe in another thread, and may run twice when the database goes away in
         between. What it raises rolls the transaction back, but for errors of lilota: those must
-        come before any write.
+        come before any write. `is_held` as long as the database is away, as the end of a task is.
+        `on_written` is called then, whether or not the caller still waits.
         """
         kind = Kind.EXECUTE if in_transaction else Kind.LOOK
-        return cast("T", await self._submit(self._operation(kind, operation, timed=True)))
+        call = self._operation(kind, operation, on_written, timed=not is_held)
+        return cast("T", await self._submit(call))
 
     def _operation(
         self,
         kind: Kind,
         value: Any,
+        on_written: Callable[[], None] | None = None,
         *,
-        new_rows: int = 0,
         timed: bool = False,
         late_row: LateRow | None = None,
         told: Told | None = None,
     ) -> Operation:
+        new_rows, size = measure(kind, value)
         return Operation(
             kind=kind,
             value=value,
             future=told or self._loop.create_future(),
             new_rows=new_rows,
-            size=payload_size(kind, value),
+            size=size,
             deadline=self._loop.time() + self._store_timeout if timed else None,
+            on_written=on_written,
             late_row=late_row,
         )
 
@@ -348,10 +354,8 @@ class Writer:
                 operation.fail(operation.poisonous(self._database.describe(error)))
             else:
                 kept.append(operation)
-        if len(kept) == 1 and kept[0].is_suspicious:
-            self._queue.extend(kept)
-        else:
-            self._queue[:0] = kept
+        place = len(self._queue) if len(kept) == 1 and kept[0].is_suspicious else 0
+        self._queue[place:place] = kept
         self._expire_due()
 
     def _expire(self) -> None:
@@ -365,6 +369,7 @@ class Writer:
         now = self._loop.time()
         for operation in (*self._in_flight, *self._queue):
             if operation.deadline is not None and operation.deadline <= now:
+                operation.deadline = None
                 operation.fail(operation.unwritten(self._database.name))
         self._queue[:] = [operation for operation in self._queue if not operation.is_abandoned]
 
@@ -375,17 +380,15 @@ class Writer:
                 operation.fail(operation.unwritten(self._database.name))
 
     async def _end(self, task: asyncio.Task[None]) -> None:
-        hung = not task.done()
         left = list(dict.fromkeys([*self._in_flight, *self._queue]))
         errors = [operation.unwritten(self._database.name) for operation in left]
-        if hung:
+        if not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=1.0)
         self._in_flight, self._queue = [], []
         if self._expiry is not None:
             self._expiry.cancel()
-        ends = sum(operation.ends_attempt for operation in left)
-        if ends:
+        if ends := sum(operation.ends_attempt for operation in left):
             _logger.warning(
                 "Closed without the database: the ends of %d attempts are not written, "
                 "so that their tasks will be taken over and may run again",

@@ -11,12 +11,13 @@ import pytest
 
 from lilota_async import Lilota
 from tests.api.support import DEADLINE, MakeLilota
+from tests.databases import Servers
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def sqlite_url(servers: Servers, tmp_path: Path) -> str:
     """The URL of a new SQLite file."""
-    return f"sqlite+aiosqlite:///{tmp_path / 'lilota.db'}"
+    return servers.database("sqlite", tmp_path)
 
 
 @pytest.fixture

@@ -91,3 +91,13 @@ def many_at_once(times: int) -> str:
     """Each as soon as it is heard of; then one after all of them."""
     ids = [_task().schedule(echo, number, at_once=True) for number in range(times)]
     return str(_task().schedule(echo, "merged", after=ids))
+
+
+def ask_wrongly() -> str:
+    """The name of the error."""
+    tags: Any = [object()]
+    try:
+        _task().schedule(echo, 1, tags=tags)
+    except Exception as error:
+        return type(error).__name__
+    return "none"

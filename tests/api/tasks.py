@@ -247,6 +247,13 @@ def hold(directory: str) -> str:
     return "released"
 
 
+def fail_and_hold(directory: str) -> str:
+    """Raise on the first attempt, and hold on any later one."""
+    if _attempt() == 1:
+        raise ValueError("the first one")
+    return hold(directory)
+
+
 async def hold_async(directory: str) -> str:
     mark(directory, "started", str(os.getpid()))
     while not _is_there(directory, "release"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from lilota_async import Lilota, QueueFull, TaskId
@@ -142,3 +143,30 @@ def test_what_is_no_bound(value: Any) -> None:
         Lilota(max_pending=value)
     with pytest.raises(ConfigurationError, match="max_pending"):
         Lilota().register(max_pending=value)
+
+
+async def test_a_database_that_reads_repeatably(
+    make_lilota: MakeLilota, postgresql_url: str
+) -> None:
+    """The bound holds over several nodes, whatever isolation the database gives by default."""
+    name = make_url(postgresql_url).database
+    engine = create_async_engine(postgresql_url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as admin:
+        change = f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+        await admin.execute(text(change))
+        try:
+            nodes = [
+                make_lilota(nothing, db_url=postgresql_url, max_pending=10, number_of_processes=0)
+                for _ in range(3)
+            ]
+            for node in nodes:
+                await node.start()
+            answers = await asyncio.gather(
+                *(node.schedule(nothing) for _ in range(20) for node in nodes),
+                return_exceptions=True,
+            )
+        finally:
+            await admin.execute(text(f"ALTER DATABASE {name} RESET ALL"))
+    await engine.dispose()
+    assert {type(each) for each in answers} == {TaskId, QueueFull}
+    assert len(await nodes[0].get_all_tasks()) == 10

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lilota_async import Lilota, Task, TaskId
+from lilota_async.engine import dispatcher
 from lilota_async.errors import ConfigurationError, NotRunning, UnknownTask
+from lilota_async.storage.limited import CROWD
 from lilota_async.storage.transitions import LimitedClaim
 from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, until
 from tests.api.tasks import echo, hold, nothing, sleep, sleep_async
@@ -241,7 +243,9 @@ async def test_unlimited_tasks_go_the_short_way(make_lilota: MakeLilota) -> None
         assert claims == []
         await finished(lilota, [await lilota.schedule(echo, 1, concurrency_key="k")])
         assert claims
-        await until(lambda: not node.dispatcher.limits._keyed, "the end of limited claims", 5)
+        await until(
+            lambda: not node.dispatcher.limits._in_use.keyed, "the end of limited claims", 5
+        )
 
 
 @pytest.mark.parametrize(
@@ -272,3 +276,45 @@ async def test_keys_and_names_that_are_none(make_lilota: MakeLilota) -> None:
         with pytest.raises(UnknownTask):
             await lilota.resume(echo)
         assert await lilota.get_all_tasks() == []
+
+
+async def test_many_paused_tasks_are_in_nobodys_way(
+    make_lilota: MakeLilota, database_url: str
+) -> None:
+    """Claims of the other tasks go by their names then; and as before when the pause is over."""
+    lilota = make_lilota(echo, db_url=database_url)
+    lilota.register("threaded", executor="thread")(echo)
+    lilota.register("many")(echo)
+    async with lilota:
+        await lilota.pause("many")
+        many = await lilota.schedule_many("many", range(CROWD + 1), priority=9)
+        node: Any = lilota._node
+        node.dispatcher.look()
+        await until(lambda: "many" in node.dispatcher.limits.crowded, "the look")
+        ids = await lilota.schedule_many(echo, range(20))
+        ids += await lilota.schedule_many("threaded", range(20))
+        await finished(lilota, ids)
+        assert (await row(lilota, many[0])).status == "pending"
+        await lilota.resume("many")
+        await finished(lilota, many)
+
+
+async def test_a_slow_claim_makes_the_node_look(
+    make_lilota: MakeLilota, fast_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others have written since the last look may be why, and polls may come once a minute."""
+    lilota = make_lilota(echo, db_url=fast_database_url)
+    other = make_lilota(db_url=fast_database_url, number_of_processes=0)
+    other.register("many")(echo)
+    async with lilota, other:
+        node: Any = lilota._node
+        monkeypatch.setattr(dispatcher, "NOTIFIED_POLL_SECONDS", 1e6)
+        monkeypatch.setattr(dispatcher, "POLL_SECONDS", 1e6)
+        await lilota.result(
+            await lilota.schedule(echo, 1, delay=0.1)
+        )  # those of the start are over
+        await other.schedule_many("many", range(CROWD + 1))
+        monkeypatch.setattr(dispatcher, "SLOW_CLAIM_SECONDS", 0.0)
+        node.dispatcher._looked_at = float("-inf")
+        await finished(lilota, [await lilota.schedule(echo, 1, delay=0.01)])
+        await until(lambda: "many" in node.dispatcher.limits.crowded, "the look")

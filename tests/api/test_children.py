@@ -114,6 +114,10 @@ async def test_an_attempt_that_is_run_again(make_lilota: MakeLilota) -> None:
         ({"task": "add", "input": {"a": 1}}, "InvalidInput", "missing required field"),
         ({"task": "add"}, "InvalidInput", "needs an input"),
         ({"task": "echo", "priority": 2**40}, "ConfigurationError", "whole number of 32 bits"),
+        ({"task": "echo", "run_at": "soon"}, "ConfigurationError", "run_at must be a datetime"),
+        ({"task": "echo", "tags": "red"}, "ConfigurationError", "tags takes several texts"),
+        ({"task": "echo", "tags": 5}, "ConfigurationError", "tags takes several texts"),
+        ({"task": ""}, "ConfigurationError", "name must be a text"),
         ({"task": "echo", "input": 1, "after": [str(TaskId())]}, "TaskNotFound", "No task has"),
     ],
 )
@@ -130,6 +134,16 @@ async def test_what_cannot_be_scheduled(
         assert (task.exception["kind"], task.exception["type"]) == ("error", kind)
         assert message in task.exception["message"]
         assert len(await lilota.get_all_tasks()) == 1
+
+
+async def test_at_once_is_a_yes_or_a_no(make_lilota: MakeLilota) -> None:
+    """Anything else is refused where it is said, and does not end the process."""
+    async with make_lilota(echo, family.ask_for) as lilota:
+        wish = {"task": "echo", "input": 1, "at_once": "no"}
+        task = await lilota.wait(await lilota.schedule(family.ask_for, wish), DEADLINE)
+        assert task.exception is not None
+        assert task.exception["type"] == "ConfigurationError"
+        assert "at_once must be True or False" in task.exception["message"]
 
 
 async def test_after_tasks_of_others(make_lilota: MakeLilota) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,13 +63,15 @@ async def test_one_after_many(
 
 
 async def test_many_after_one(
-    make_lilota: MakeLilota, fast_database_url: str, without_looking: None
+    make_lilota: MakeLilota, fast_database_url: str, directory: Path, without_looking: None
 ) -> None:
     """More than one look at the table finds."""
-    async with make_lilota(echo, db_url=fast_database_url, number_of_processes=2) as lilota:
-        first = await lilota.schedule(echo, "first", delay=0.5)
+    async with make_lilota(echo, hold, db_url=fast_database_url, number_of_processes=2) as lilota:
+        first = await lilota.schedule(hold, str(directory))
         ids = await lilota.schedule_many(echo, range(2500), after=[first])
-        assert {task.status for task in await lilota.get_all_tasks()} == {TaskStatus.PENDING}
+        waiting = await lilota.get_all_tasks(name="echo")
+        assert [task.status for task in waiting] == [TaskStatus.PENDING] * 2500
+        (directory / "release").touch()
         async with asyncio.timeout(DEADLINE):
             assert [await lilota.result(each) for each in ids] == list(range(2500))
 
@@ -116,7 +119,7 @@ async def test_what_is_refused(make_lilota: MakeLilota, database_url: str) -> No
         with pytest.raises(ConfigurationError, match="would wait for itself"):
             await lilota.schedule(echo, 1, task_id=own, after=[own])
         wrong: Any
-        for wrong in ("text", own, ["text"], 5):
+        for wrong in ("text", own, ["text"], 5, 0, False):
             with pytest.raises(ConfigurationError, match="after= takes the ids of tasks"):
                 await lilota.schedule(echo, 1, after=wrong)
             with pytest.raises(ConfigurationError, match="after= takes the ids of tasks"):
@@ -125,7 +128,19 @@ async def test_what_is_refused(make_lilota: MakeLilota, database_url: str) -> No
         first = await lilota.schedule(echo, 1, delay=1000)
         with pytest.raises(ConfigurationError, match="if_failed must be"):
             await lilota.schedule(echo, 1, after=[first], if_failed=wrong)
+        with pytest.raises(ConfigurationError, match="if_failed must be"):
+            await lilota.schedule(echo, 1, if_failed=wrong)
         assert [task.id for task in await lilota.get_all_tasks()] == [first]
+
+
+async def test_after_nothing(make_lilota: MakeLilota) -> None:
+    """No ids are none to wait for, in whichever way that is said."""
+    nothing: Any
+    async with make_lilota(echo) as lilota:
+        for nothing in (None, [], ()):
+            ids = [await lilota.schedule(echo, 1, after=nothing, if_failed="run")]
+            ids += await lilota.schedule_many(echo, [1], after=nothing)
+            assert [await lilota.result(each, DEADLINE) for each in ids] == [1, 1]
 
 
 async def test_no_cycle_by_scheduling_again(make_lilota: MakeLilota) -> None:

@@ -81,6 +81,8 @@ async def test_prune(make_lilota: MakeLilota, fast_database_url: str) -> None:
         await lilota.prune(0, status="running")
     with pytest.raises(ConfigurationError, match="older_than"):
         await lilota.prune(-1)
+    with pytest.raises(ConfigurationError, match="older_than must be 100 years at most"):
+        await lilota.prune(timedelta.max)
 
 
 async def test_listing_by_tags_and_time(make_lilota: MakeLilota, database_url: str) -> None:

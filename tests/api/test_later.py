@@ -11,12 +11,13 @@ import pytest
 
 from lilota_async import Lilota, Task, TaskId
 from lilota_async.errors import ConfigurationError
+from lilota_async.storage.transitions import News
 from tests.api.support import DEADLINE, MakeLilota, row, until
 from tests.api.tasks import echo, nothing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 MEDIAN_SECONDS = 0.02
-ROUNDS = 4  # a machine that is busy with other tests may need more than one
+ROUNDS = 10  # a machine that is busy with other tests may need more than one
 
 
 def lateness(task: Task) -> float:
@@ -124,6 +125,9 @@ async def test_a_node_knows_at_once_whether_it_is_alone(
         await until(lambda: not node.store.has_listeners, "knowing that there is nobody")
         async with make_lilota(echo, db_url=fast_database_url, lease=300):
             await until(lambda: node.store.has_listeners, "hearing of the other node")
+        node._on_notify(News.ROWS)  # of one that is gone by now: what it heard is looked into
+        assert node.store.has_listeners
+        await until(lambda: not node.store.has_listeners, "knowing that there is nobody")
 
 
 async def test_after_a_restart(make_lilota: MakeLilota, fast_database_url: str) -> None:
@@ -146,7 +150,7 @@ async def test_many_for_later(make_lilota: MakeLilota, without_polling: None) ->
         ids += await lilota.schedule_many(echo, range(30), run_at=at)
         tasks = await finished(lilota, ids)
     assert min(lateness(task) for task in tasks) >= 0
-    assert min(task.run_at for task in tasks[30:]) == at  # what is put back is due from then on
+    assert {task.run_at for task in tasks[30:]} == {at}  # also of what was put back
 
 
 async def test_a_delayed_task_leaves_slots_alone(

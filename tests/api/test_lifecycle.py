@@ -297,23 +297,34 @@ async def test_a_server_that_does_not_answer(make_lilota: MakeLilota) -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_without_migration(make_lilota: MakeLilota, database_url: str) -> None:
+async def test_without_migration(make_lilota: MakeLilota, empty_database_url: str) -> None:
     """With migrate=False a database without tables is refused, and one with them is used."""
-    careful = make_lilota(echo, db_url=database_url, migrate=False)
+    careful = make_lilota(echo, db_url=empty_database_url, migrate=False)
     with pytest.raises(SchemaMissing):
         await careful.start()
     assert not careful.is_running
-    async with make_lilota(echo, db_url=database_url):
+    async with make_lilota(echo, db_url=empty_database_url):
         pass
     async with careful:
         assert await careful.result(await careful.schedule(echo, 1), DEADLINE) == 1
 
 
+async def test_several_start_at_once_on_databases_of_their_own(
+    make_lilota: MakeLilota, tmp_path: Path
+) -> None:
+    """Each makes its own tables."""
+    urls = [f"sqlite+aiosqlite:///{tmp_path / name}.db" for name in "abcd"]
+    several = [make_lilota(echo, db_url=url) for url in urls]
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*(lilota.start() for lilota in several))
+        assert [await each.result(await each.schedule(echo, 1)) for each in several] == [1] * 4
+
+
 async def test_two_start_at_once_on_an_empty_database(
-    make_lilota: MakeLilota, database_url: str
+    make_lilota: MakeLilota, empty_database_url: str
 ) -> None:
     """Several applications that start together all come up, and share the work."""
-    several = [make_lilota(echo, db_url=database_url) for _ in range(3)]
+    several = [make_lilota(echo, db_url=empty_database_url) for _ in range(3)]
     async with asyncio.timeout(DEADLINE):
         await asyncio.gather(*(lilota.start() for lilota in several))
         ids = [await several[number % 3].schedule(echo, number) for number in range(30)]

@@ -49,8 +49,8 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
 def url(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """The URL of one empty database for all of these tests, on SQLite and PostgreSQL."""
-    return servers.empty_database(request.param, tmp_path_factory.mktemp("models"))
+    """The URL of one database for all of these tests, on SQLite and PostgreSQL."""
+    return servers.database(request.param, tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from lilota_async import Lilota, Task, TaskId, TaskStatus
-from lilota_async.errors import ConfigurationError, SchemaMissing, TaskIsRunning
-from tests.api.support import DEADLINE, MakeLilota, marked, row, session
+from lilota_async.errors import ConfigurationError, SchemaMissing, TaskIsRunning, TaskNotFound
+from tests.api.support import DEADLINE, MakeLilota, marked, row, session, until
 from tests.api.tasks import echo, fail, hold, nothing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -58,6 +59,22 @@ async def test_what_is_no_id(make_lilota: MakeLilota, value: Any) -> None:
                 await method(value)
 
 
+async def test_what_cannot_be_waited_for(make_lilota: MakeLilota) -> None:
+    """A position that is no text, and a time without an end, are refused."""
+    wrong: Any
+    async with make_lilota(nothing, number_of_processes=0) as lilota:
+        task_id = await lilota.schedule(nothing)
+        for wrong in (5, b"1-running-0-0", ["1"]):
+            with pytest.raises(ConfigurationError, match="after must be the position of an event"):
+                await anext(lilota.watch(task_id, after=wrong))
+        for call in (lilota.wait, lilota.result, lilota.cancel):
+            with pytest.raises(ConfigurationError, match="timeout must be 0 s or more, and finite"):
+                await call(task_id, timeout=10**400)
+        with pytest.raises(ConfigurationError, match="drain must be True or False"):
+            await lilota.stop(wrong)
+        assert lilota.is_running
+
+
 async def test_listing(make_lilota: MakeLilota, fast_database_url: str) -> None:
     """All tasks, by status, by name, and page by page, always from old to new."""
     lilota = make_lilota(echo, fail, db_url=fast_database_url)
@@ -85,9 +102,62 @@ async def test_what_cannot_be_listed(make_lilota: MakeLilota) -> None:
         with pytest.raises(ConfigurationError, match="pending, running, completed"):
             await lilota.get_all_tasks(status="done")
         options: Any
-        for options in ({"limit": -1}, {"limit": "3"}, {"after": "first"}):
+        for options in ({"limit": -1}, {"limit": "3"}, {"limit": 10**400}, {"after": "first"}):
             with pytest.raises(ConfigurationError, match=r"limit|TaskId\(text\)"):
                 await lilota.get_all_tasks(**options)
+
+
+@pytest.mark.parametrize("name", [5, "", b"echo", ["echo"], echo, "a\0b", "\ud800", "x" * 201])
+async def test_names_that_no_task_has(
+    make_lilota: MakeLilota, fast_database_url: str, name: Any
+) -> None:
+    """They are refused before the database is asked."""
+    async with make_lilota(db_url=fast_database_url, number_of_processes=0) as lilota:
+        for call in (lilota.get_all_tasks(name=name), lilota.prune(0, name=name)):
+            with pytest.raises(ConfigurationError, match="name"):
+                await call
+
+
+EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
+
+
+@pytest.mark.parametrize("zone", [UTC, EAST, WEST], ids=str)
+async def test_times_at_the_ends(
+    make_lilota: MakeLilota, fast_database_url: str, zone: timezone
+) -> None:
+    """The first and the last time that there are stand for before and after all tasks."""
+    first, last = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
+    async with make_lilota(nothing, db_url=fast_database_url, number_of_processes=0) as lilota:
+        await lilota.schedule(nothing)
+        assert len(await lilota.get_all_tasks(created_after=first, created_before=last)) == 1
+        assert await lilota.get_all_tasks(created_after=last) == []
+        assert await lilota.get_all_tasks(created_before=first) == []
+
+
+class Nowhere(tzinfo):
+    """A timezone that does not say which."""
+
+    def utcoffset(self, _time: datetime | None) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
+
+async def test_times_without_an_offset(make_lilota: MakeLilota) -> None:
+    """They are refused, as those without a timezone."""
+    async with make_lilota(nothing, number_of_processes=0) as lilota:
+        for time in (datetime(2030, 1, 1), datetime(2030, 1, 1, tzinfo=Nowhere())):
+            with pytest.raises(ConfigurationError, match="created_after must be a datetime with"):
+                await lilota.get_all_tasks(created_after=time)
+
+
+async def test_looking_makes_no_file(tmp_path: Path) -> None:
+    """A mistyped path is told, and nothing is there afterwards."""
+    lilota = Lilota(f"sqlite:///{tmp_path / 'mistyped.db'}")
+    for call in (lilota.get_all_tasks(), lilota.get_task_by_id(TaskId()), lilota.prune(0)):
+        with pytest.raises(SchemaMissing, match="there is no such file; check the path"):
+            await call
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_reading_after_stop_and_before_start(
@@ -106,10 +176,10 @@ async def test_reading_after_stop_and_before_start(
 
 
 async def test_reading_a_database_without_tables(
-    make_lilota: MakeLilota, fast_database_url: str
+    make_lilota: MakeLilota, empty_database_url: str
 ) -> None:
     """A database that lilota has never seen says that it has no tables."""
-    lilota = make_lilota(db_url=fast_database_url)
+    lilota = make_lilota(db_url=empty_database_url)
     with pytest.raises(SchemaMissing, match=r"start\(\)|migrate"):
         await lilota.get_all_tasks()
 
@@ -165,6 +235,7 @@ async def test_engine_of_the_application(make_lilota: MakeLilota, fast_database_
     async with lilota:
         task_id = await lilota.schedule(echo, [1, 2])
         assert await lilota.result(task_id, DEADLINE) == [1, 2]
+        assert len(await lilota.get_all_tasks(status="completed")) == 1
     async with engine.connect() as connection:
         status = await connection.exec_driver_sql("SELECT status FROM lilota_task")
         assert status.scalars().all() == ["completed"]
@@ -186,3 +257,30 @@ async def test_deleting(make_lilota: MakeLilota, directory: Path) -> None:
         assert await lilota.delete_task_by_id(running)
         assert not await lilota.delete_task_by_id(running)
     assert await lilota.get_all_tasks() == []
+
+
+async def test_one_that_is_deleted_here(
+    make_lilota: MakeLilota, fast_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it hears of that at once, and not from a poll."""
+    for name in ("FIRST_POLL_SECONDS", "ALONE_POLL_SECONDS", "LAST_POLL_SECONDS"):
+        monkeypatch.setattr(f"lilota_async.engine.events.{name}", 10 * DEADLINE)
+    async with make_lilota(echo, db_url=fast_database_url) as lilota:
+        assert lilota._node is not None
+        events = lilota._node.events
+        task_id = await lilota.schedule(echo, 1, delay=3600)
+        waiting = asyncio.ensure_future(lilota.wait(task_id))
+        await until(lambda: events.is_watched(task_id), "somebody who waits")
+        assert await lilota.delete_task_by_id(task_id)
+        with pytest.raises(TaskNotFound):
+            await asyncio.wait_for(waiting, DEADLINE)
+
+
+async def test_many_are_deleted_at_once(make_lilota: MakeLilota, database_url: str) -> None:
+    """However many ask for it, each is answered for itself."""
+    async with make_lilota(echo, db_url=database_url) as lilota:
+        ids = await lilota.schedule_many(echo, range(2000), delay=3600)
+        async with asyncio.timeout(DEADLINE):
+            deleted = await asyncio.gather(*map(lilota.delete_task_by_id, [*ids, *ids[:10]]))
+        assert deleted == [True] * 2000 + [False] * 10
+        assert await lilota.get_all_tasks() == []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from lilota_async import Lilota, Retry, TaskProgress
 from lilota_async.errors import AlreadyRegistered, ConfigurationError, UnknownTask
@@ -179,6 +181,17 @@ async def test_models_of_register_win_over_annotations(make_lilota: MakeLilota) 
         {"executor": "fiber"},
         {"retry": 3},
         {"priority": "high"},
+        {"priority": True},
+        {"timeout": 10**400},
+        {"retention": timedelta.max},
+        {"every": timedelta.max},
+        {"input_model": 5},
+        {"input_model": AddInput(1, 2)},
+        {"output_model": "AddOutput"},
+        {"task_progress": False},
+        {"max_pending": 2**31},
+        {"max_concurrency": 2**63},
+        {"max_interruptions": 10**400},
     ],
 )
 def test_settings_that_cannot_work(options: dict[str, Any]) -> None:
@@ -187,11 +200,27 @@ def test_settings_that_cannot_work(options: dict[str, Any]) -> None:
         Lilota().register("task", **options)(add)
 
 
-def test_retries_that_cannot_be_meant() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": True},
+        {"delay": -1},
+        {"delay": timedelta.max},
+        {"max_delay": 1e308},
+        {"max_delay": 10**400},
+        {"backoff": 0.5},
+        {"backoff": "2"},
+        {"backoff": None},
+        {"backoff": True},
+        {"jitter": "no"},
+        {"on": (3,)},
+    ],
+)
+def test_retries_that_cannot_be_meant(options: dict[str, Any]) -> None:
     """A retry policy checks its own values."""
-    for options in ({"max_attempts": 0}, {"delay": -1}, {"backoff": 0.5}, {"on": (3,)}):
-        with pytest.raises(ConfigurationError, match="Retry"):
-            Retry(**options)
+    with pytest.raises(ConfigurationError, match="Retry"):
+        Retry(**options)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +232,17 @@ def test_retries_that_cannot_be_meant() -> None:
         {"lease": 0},
         {"grace": -1},
         {"start_method": "fork"},
+        {"number_of_processes": 10**6},
+        {"number_of_threads": 2**31},
+        {"number_of_coroutines": 10**400},
+        {"set_progress_manually": "no"},
+        {"migrate": 0},
+        {"notify": None},
+        {"lease": timedelta.max},
+        {"grace": 10**400},
+        {"retention": 1e308},
+        {"recycle_after": 10**400},
+        {"max_pending": 2**63},
     ],
 )
 def test_constructor_settings_that_cannot_work(options: dict[str, Any]) -> None:
@@ -211,13 +251,34 @@ def test_constructor_settings_that_cannot_work(options: dict[str, Any]) -> None:
         Lilota(**options)
 
 
+@pytest.mark.parametrize("engine", [5, "sqlite:///lilota.db", create_engine("sqlite://")], ids=str)
+async def test_what_is_no_engine(engine: Any) -> None:
+    """An engine that does not belong to asyncio, or none, is refused with what to give instead."""
+    lilota = Lilota(engine=engine)
+    with pytest.raises(ConfigurationError, match="engine= takes an AsyncEngine"):
+        await lilota.start()
+    assert not lilota.is_running
+
+
 async def test_unknown_names_and_functions(make_lilota: MakeLilota) -> None:
     """An unknown task is refused with the names that are known, and nothing is written."""
     lilota = make_lilota(add, nothing)
     async with lilota:
-        for unknown in ("sub", echo):
-            with pytest.raises(UnknownTask, match=r"\(registered: add, nothing\)"):
-                await lilota.schedule(unknown, 1)
+        unknown: Any
+        call: Any
+        for unknown in ("sub", echo, [add], {"add": 1}):
+            for call in (
+                lilota.schedule(unknown, 1),
+                lilota.schedule_many(unknown, [1]),
+            ):
+                with pytest.raises(UnknownTask, match=r"\(registered: add, nothing\)"):
+                    await call
+        for unknown in ([add], {"add": 1}):
+            for call in (lilota.pause(unknown), lilota.resume(unknown)):
+                with pytest.raises(UnknownTask):
+                    await call
+            with pytest.raises(ConfigurationError, match="name must be a text"):
+                lilota.settings_of(unknown)
         assert await lilota.get_all_tasks() == []
 
 
@@ -229,3 +290,19 @@ async def test_registration_after_the_start(make_lilota: MakeLilota) -> None:
         task_id = await lilota.schedule(set_progress, 12.5)
         assert await lilota.result(task_id, DEADLINE) == 12
     assert (await row(lilota, task_id)).progress_percentage == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"on_interrupt": "Requeue"}, "on_interrupt"),
+        ({"public": "no"}, "public must be True or False"),
+        ({"max_memory": "1MiB", "executor": "thread"}, "max_memory= limits a process"),
+    ],
+)
+def test_settings_that_cannot_be_meant(options: dict[str, Any], reason: str) -> None:
+    """They are refused, and nothing is registered."""
+    lilota = Lilota()
+    with pytest.raises(ConfigurationError, match=reason):
+        lilota.register(**options)(nothing)
+    assert lilota.registered_tasks == ()

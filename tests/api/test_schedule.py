@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import make_url
@@ -148,7 +148,7 @@ async def test_id_of_the_callers_making(make_lilota: MakeLilota, fast_database_u
         assert [task.input for task in await lilota.get_all_tasks()] == ["first"]
 
 
-@pytest.mark.parametrize("value", [3, "3", "not an id"])
+@pytest.mark.parametrize("value", [3, "3", "not an id", UUID(int=0)])
 async def test_ids_that_are_none(make_lilota: MakeLilota, value: Any) -> None:
     """An id that is no TaskId is refused before anything is written."""
     lilota = make_lilota(nothing, number_of_processes=0)
@@ -197,7 +197,7 @@ async def test_priorities(make_lilota: MakeLilota, directory: Path, without_poll
     assert [task.input for task in started] == [2, 4, 0, 3, 1]
 
 
-@pytest.mark.parametrize("priority", ["1", 1.5, 2**31, None])
+@pytest.mark.parametrize("priority", ["1", 1.5, 2**31, True, None])
 async def test_priorities_that_are_none(make_lilota: MakeLilota, priority: Any) -> None:
     """A priority that no row can hold is refused before anything is written."""
     lilota = make_lilota(nothing, number_of_processes=0)
@@ -210,7 +210,7 @@ async def test_priorities_that_are_none(make_lilota: MakeLilota, priority: Any) 
         assert await lilota.get_all_tasks() == []
 
 
-@pytest.mark.parametrize("tags", ["red", [""], ["a\nb"], [3], ["x" * 201]])
+@pytest.mark.parametrize("tags", ["red", [""], ["a\nb"], [3], ["x" * 201], 5, {"red": 1}])
 async def test_tags_that_are_none(make_lilota: MakeLilota, tags: Any) -> None:
     """Tags are several printable texts; anything else is refused."""
     lilota = make_lilota(nothing, number_of_processes=0)
@@ -240,6 +240,32 @@ async def test_schedule_many_checks_before_it_writes(make_lilota: MakeLilota) ->
         with pytest.raises(InvalidInput, match=r"'add' does not fit at \$\.b: .*int.*str"):
             await lilota.schedule_many(add, [AddInput(1, 2), {"a": 1, "b": "2"}])
         assert await lilota.get_all_tasks() == []
+
+
+@pytest.mark.parametrize("inputs", ["text", b"bytes", {"a": 1}, None, 5, AddInput(1, 2)])
+async def test_what_is_not_several_inputs(make_lilota: MakeLilota, inputs: Any) -> None:
+    """One input instead of a list of them is refused, and not taken apart."""
+    async with make_lilota(echo, number_of_processes=0) as lilota:
+        with pytest.raises(ConfigurationError, match="give a single one to schedule"):
+            await lilota.schedule_many(echo, inputs)
+        assert await lilota.get_all_tasks() == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"priority": "1"}, {"delay": -1}, {"timeout": "5"}, {"if_failed": "go"}], ids=str
+)
+async def test_settings_are_checked_before_inputs(
+    make_lilota: MakeLilota, options: dict[str, Any]
+) -> None:
+    """Without an input as well, and before an iterator is asked for one."""
+    inputs = iter(range(3))
+    given: Any
+    async with make_lilota(echo, number_of_processes=0) as lilota:
+        for given in ([], inputs):
+            with pytest.raises(ConfigurationError, match=next(iter(options))):
+                await lilota.schedule_many(echo, given, **options)
+        assert await lilota.get_all_tasks() == []
+    assert list(inputs) == [0, 1, 2]
 
 
 async def test_schedule_only_node(make_lilota: MakeLilota) -> None:

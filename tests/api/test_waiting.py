@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Text, type_coerce, update
 
 from lilota_async import (
+    InvalidOutput,
     Lilota,
     Task,
     TaskCancelled,
@@ -81,13 +83,13 @@ async def test_a_result_of_this_node_is_not_read_back(
     task_id = await lilota.schedule(hold, str(directory))
     await marked(directory)
     reads: list[Any] = []
-    read = TaskReader.read
+    ask = TaskReader._ask
 
-    def noted(self: TaskReader, task_id: Any) -> Any:
-        reads.append(task_id)
-        return read(self, task_id)
+    def noted(self: TaskReader, *question: Any) -> Any:
+        reads.append(question)
+        return ask(self, *question)
 
-    monkeypatch.setattr(TaskReader, "read", noted)
+    monkeypatch.setattr(TaskReader, "_ask", noted)
     result = asyncio.create_task(lilota.result(task_id))
     task = asyncio.create_task(lilota.wait(task_id))
     await asyncio.sleep(0)
@@ -95,6 +97,17 @@ async def test_a_result_of_this_node_is_not_read_back(
     assert (await result, (await task).output) == ("released", "released")
     dialect = lilota._database().dialect
     assert len(reads) == (0 if dialect == "postgresql" else 1)
+
+
+@pytest.mark.parametrize("output", [None, '{"sum":"five"}', "no JSON"])
+async def test_a_result_that_does_not_fit(pair: list[Lilota], output: str | None) -> None:
+    """As of a model that has changed since: a clear error, and the row has it as it is."""
+    task_id = await pair[0].schedule(add, AddInput(2, 3))
+    await pair[0].wait(task_id)
+    await _edit(pair[0], task_id, output=type_coerce(output, Text))
+    for lilota in pair:
+        with pytest.raises(InvalidOutput, match=r"output of task 'add' .* get_task_by_id\(\)"):
+            await lilota.result(task_id)
 
 
 async def test_result_of_a_failed_task(pair: list[Lilota]) -> None:
@@ -133,35 +146,6 @@ def _is_watching(lilota: Lilota, task_id: TaskId[Any]) -> bool:
     return lilota._node is not None and task_id in lilota._node.events._listeners
 
 
-async def test_what_runs_here_is_not_polled(
-    pair: list[Lilota], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its node knows when it ends; for those elsewhere the database is asked."""
-    task_id = await pair[0].schedule(hold, str(directory))
-    await marked(directory)
-    polls: list[Lilota] = []
-    for lilota in pair:
-        _note_polls(monkeypatch, lilota, polls)
-    waiting = [asyncio.ensure_future(lilota.wait(task_id)) for lilota in pair]
-    await until(lambda: len(polls) >= 3, "the polls")
-    assert set(polls) == {pair[1]}
-    (directory / "release").touch()
-    for task in await asyncio.gather(*waiting):
-        assert task.status is TaskStatus.COMPLETED
-
-
-def _note_polls(monkeypatch: pytest.MonkeyPatch, lilota: Lilota, polls: list[Lilota]) -> None:
-    assert lilota._node is not None
-    events = lilota._node.events
-    read_states = events._read_states
-
-    def noted(ids: Any) -> Any:
-        polls.append(lilota)
-        return read_states(ids)
-
-    monkeypatch.setattr(events, "_read_states", noted)
-
-
 async def test_an_end_that_is_not_written_here(pair: list[Lilota], directory: Path) -> None:
     """Who waits for a task that others have taken over waits on for what they make of it."""
     lilota = pair[0]
@@ -195,10 +179,14 @@ async def test_waiting_between_the_end_and_what_follows_from_it(
         assert lilota._node is not None
         on_end, let_go = lilota._node.dependencies.on_end, asyncio.Event()
 
-        async def held(task_id: TaskId[Any]) -> None:
+        async def released(task_id: TaskId[Any], then: Callable[[], None]) -> None:
             await let_go.wait()
-            await on_end(task_id)
+            on_end(task_id, then)
 
+        def held(task_id: TaskId[Any], then: Callable[[], None]) -> None:
+            releases.append(asyncio.ensure_future(released(task_id, then)))
+
+        releases: list[asyncio.Future[None]] = []
         monkeypatch.setattr(lilota._node.dependencies, "on_end", held)
         task_id = await lilota.schedule(hold, str(directory))
         await marked(directory)
@@ -373,3 +361,19 @@ async def test_waiting_while_stop_gives_up(make_lilota: MakeLilota, directory: P
         with pytest.raises(NotRunning):
             await waiting
     assert (await row(lilota, task_id)).status == "pending"
+
+
+async def test_waiting_in_another_loop(pair: list[Lilota], directory: Path) -> None:
+    """It is refused, and the loop of its own goes on."""
+    lilota = pair[0]
+    task_id = await lilota.schedule(hold, str(directory))
+    await marked(directory)
+    for waiting in (lilota.wait, lilota.result, partial(_events, lilota)):
+        with pytest.raises(ConfigurationError, match="another event loop"):
+            await asyncio.to_thread(_run_alone, waiting(task_id))
+    (directory / "release").touch()
+    assert await lilota.result(task_id) == "released"
+
+
+def _run_alone(waiting: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(waiting)

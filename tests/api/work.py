@@ -227,3 +227,9 @@ def checkpoint_and_hold(directory: str, progress: TaskProgress) -> Any:
     mark(directory, f"attempt-{task.attempt}", str(os.getpid()))
     time.sleep(1000)
     return None
+
+
+def report_often(times: int) -> None:
+    for number in range(times):
+        _task().progress.set(number % 100)
+        _task().checkpoint(number)

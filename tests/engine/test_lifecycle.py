@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lilota_async.engine.lifecycle import (
-    FAILURES_KEPT,
     End,
     Intent,
     after_interruption,
@@ -26,7 +25,14 @@ from lilota_async.execution.invocation import failed
 from lilota_async.execution.protocol import Call, Outcome
 from lilota_async.models.values import Retry, TaskId, TaskStatus
 from lilota_async.registry import Settings
-from lilota_async.storage.transitions import Attempt, ClaimedTask, Finish, LostTask, Requeue
+from lilota_async.storage.transitions import (
+    FAILURES_KEPT,
+    Attempt,
+    ClaimedTask,
+    Finish,
+    LostTask,
+    Requeue,
+)
 
 ONCE = Retry(max_attempts=1)
 ALWAYS = Retry(max_attempts=5, delay=10, backoff=2, jitter=False)
@@ -72,7 +78,6 @@ def end_of(
     claimed = ClaimedTask(
         attempt=Attempt(id=TaskId(), number=number, node_id=NODE),
         name="task",
-        pid=1,
         input=None,
         max_attempts=retry.max_attempts,
         timeout_seconds=2.0,

@@ -201,3 +201,16 @@ async def test_the_table_is_emptied(cluster: Cluster) -> None:
     cluster.now = START + 2 * MINUTE
     await cluster.look(node)
     assert await cluster.ticks() == minutes(2)
+
+
+async def test_a_node_that_stood_still_passes_over_no_tick_of_now(cluster: Cluster) -> None:
+    """What it has missed others have seen to; the tick that is due just now is on time."""
+    frozen = await cluster.node(catch_up="skip")
+    awake = await cluster.node(catch_up="skip")
+    for minute in range(1, 6):
+        cluster.now = START + minute * MINUTE
+        await cluster.look(awake)
+    cluster.now = START + 6.0001 * MINUTE
+    await cluster.look(frozen)
+    await cluster.look(awake)
+    assert await cluster.ticks() == minutes(1, 2, 3, 4, 5, 6)

@@ -183,6 +183,7 @@ def nothing_left() -> Any:
     before = Belongings.now()
     yield
     _let_threads_of_aiosqlite_end()
+    _let_a_dying_fork_server_end(before)
     after = Belongings.now()
     assert after.processes <= before.processes, _names(after.processes - before.processes)
     assert after.threads <= before.threads, after.threads - before.threads
@@ -198,6 +199,13 @@ def _let_threads_of_aiosqlite_end() -> None:
     for thread in threading.enumerate():
         if "_connection_worker_thread" in thread.name:
             thread.join(1.0)
+
+
+def _let_a_dying_fork_server_end(before: Belongings) -> None:
+    """Nonsense of a task ends it as well; until then it does not reap what it has forked."""
+    deadline = time.monotonic() + PATIENCE
+    while not Belongings.now().processes <= before.processes and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 @dataclass(frozen=True)

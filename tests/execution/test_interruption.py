@@ -177,7 +177,7 @@ async def test_an_interruption_that_comes_late_reaches_nobody(cells: Bench) -> N
         running = asyncio.ensure_future(run(cell, next_call, Heard()))
         await asyncio.sleep(0)
         # The cell itself knows better: what counts here is what the process makes of it.
-        cell.worker.interrupt(f"cancel {late.serial}")
+        cell.worker.interrupt(f"cancel {late.serial}", signals=True)
         assert value_of(await running) == "slept"
 
 

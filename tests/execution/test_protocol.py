@@ -53,7 +53,7 @@ def test_lines_cut_at_every_offset_are_whole_messages() -> None:
     stream = b"".join(map(line, MESSAGES))
     for cut in range(len(stream) + 1):
         reader = LineReader()
-        got = reader.feed(stream[:cut]) + reader.feed(stream[cut:])
+        got = [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])]
         assert list(map(_plain, got)) == list(map(_plain, MESSAGES))
 
 
@@ -90,8 +90,11 @@ def test_a_message_does_not_change_with_what_follows() -> None:
 )
 def test_nonsense_is_refused(data: bytes) -> None:
     """A task process that writes something else is at once known to."""
+    reader = LineReader().feed(line(Started(7)) + data)
+    got: list[Message] = []
     with pytest.raises(ProtocolError):
-        LineReader().feed(data)
+        got.extend(reader)
+    assert got[:1] == [Started(7)]  # what came before it counts
 
 
 def test_a_line_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.harness import Replica, Run
 from tests.faults.history import Change
 from tests.faults.invariants import Violation
-from tests.faults.replica import Load
+from tests.faults.replica import NO_DATABASE, Load
 
 LEASE_SECONDS = 3.0
 HEARTBEAT_SECONDS = LEASE_SECONDS / 3
@@ -65,7 +65,7 @@ class Options:
     replicas: int = 3
     seed: int = 1
     database: str = "postgresql"
-    seconds: tuple[float, float] = (0.001, 0.05)
+    seconds: tuple[float, float] = (0.001, 0.5)
     pause: tuple[float, float] = FAULT_PAUSE
 
 
@@ -209,7 +209,10 @@ class Chaos:
 
     def _stop_replica(self, victim: Replica, amount: float) -> str:
         self._replicas.remove(victim)
-        victim.wait_until_ready().stop()
+        if victim.has_started():
+            victim.stop()
+        else:
+            self._judge_end(victim)
         self._after(_within(RESTART_SECONDS, amount), self._start_one)
         return "applications stopped in order"
 
@@ -247,20 +250,26 @@ class Chaos:
         return "database crashes"
 
     def _look_after(self) -> None:
-        """An application that has ended by itself is a failure, unless it had not come up."""
         for replica in [each for each in self._replicas if not each.is_alive]:
-            what = f"ended by itself with {replica.wait()}"
-            if replica.is_ready:
-                violation = Violation(invariant="life", id=str(replica.pid), what=what)
-                self.report.violations.append(violation)
-            else:  # start() says so when the database is away, and somebody tries again
-                self.report.faults["starts without a database"] += 1
+            self._judge_end(replica)
             self._replicas.remove(replica)
             self._start_one()
 
+    def _judge_end(self, replica: Replica) -> None:
+        """One that has ended by itself is a failure, unless its start() found no database."""
+        code = replica.wait()
+        if code == NO_DATABASE:
+            self.report.faults["starts without a database"] += 1
+        else:
+            what = f"ended by itself with {code}"
+            violation = Violation(invariant="life", id=str(replica.pid), what=what)
+            self.report.violations.append(violation)
+
     def _rest(self) -> None:
+        while not all(replica.has_started() for replica in self._replicas):
+            self._look_after()
         for replica in self._replicas:
-            replica.wait_until_ready().schedule_no_more()
+            replica.schedule_no_more()
         self._run.wait_for_rest(REST_SECONDS)  # what is left is for the checker to tell
         for replica in self._replicas:
             replica.stop()
@@ -348,7 +357,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20_000)
     parser.add_argument("--replicas", type=int, help="3, or 1 on SQLite")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--longest", type=float, default=0.05, help="seconds of a task")
+    parser.add_argument("--longest", type=float, default=0.5, help="seconds of a task")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     given = parser.parse_args()
     replicas = given.replicas or (1 if given.database == "sqlite" else defaults.replicas)

@@ -69,14 +69,14 @@ class Replica:
         """Whether it has said that start() returned."""
         return any(entry.pid == self.pid for entry in self._run.ledger.read(["ready"]))
 
+    def has_started(self) -> bool:
+        """Wait until start() has returned in it, or raised."""
+        wait_until(lambda: self.is_ready or not self.is_alive, "the start of a replica")
+        return self.is_ready
+
     def wait_until_ready(self) -> Self:
         """Wait until start() has returned in it."""
-
-        def ready_or_gone() -> bool:
-            return self.is_ready or not self.is_alive
-
-        wait_until(ready_or_gone, "the start of a replica")
-        assert self.is_ready, f"a replica ended with {self._process.returncode} while starting"
+        assert self.has_started(), f"a replica ended with {self._process.returncode} while starting"
         return self
 
     def task_processes(self) -> list[int]:

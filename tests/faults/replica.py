@@ -29,6 +29,7 @@ AT_A_TIME = 8
 TRIES = 3
 STOP_SECONDS = 60.0
 THREAD_SECONDS = 0.5
+NO_DATABASE = 3  # the exit code of one whose start() has found none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +166,10 @@ async def main(configuration: Configuration) -> None:
         failpoints.plant(configuration.failpoint, configuration.failpoint_turn)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
-    await lilota.start()
+    try:
+        await lilota.start()
+    except StoreUnavailable:
+        sys.exit(NO_DATABASE)
     client = Client(lilota, configuration, ledger)
     loop.add_signal_handler(signal.SIGUSR1, client.stop)
     loop.add_signal_handler(signal.SIGTERM, ending.set)

@@ -156,11 +156,11 @@ def retry_with_a_new_id() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    def patched(self: Any, tasks: Any) -> asyncio.Future[set[Any]]:
+    def patched(self: Any, tasks: Any, on_written: Any = None) -> asyncio.Future[set[Any]]:
         if next(turns) % 5 == 0:
             again = [replace(task, id=TaskId(), node_id=None, pid=None) for task in tasks]
             insert(self, again)
-        return insert(self, tasks)
+        return insert(self, tasks, on_written)
 
     Writer.insert = patched  # type: ignore[method-assign]
 
@@ -172,8 +172,8 @@ def acknowledged_before_commit() -> None:
 
     insert, turns = Writer.insert, itertools.count(1)
 
-    def patched(self: Any, tasks: Any) -> asyncio.Future[set[Any]]:
-        return insert(self, tasks if next(turns) % 5 else [])
+    def patched(self: Any, tasks: Any, on_written: Any = None) -> asyncio.Future[set[Any]]:
+        return insert(self, tasks if next(turns) % 5 else [], on_written)
 
     Writer.insert = patched  # type: ignore[method-assign]
 
@@ -192,7 +192,7 @@ def run_without_claim() -> None:
             text("UPDATE lilota_task SET run_at = datetime('now', '+1 hour') WHERE id = :id"),
             [{"id": TaskId(row.id).hex} for row in rows] or [{"id": ""}],
         )
-        return [claimed(row, claim, 1, pid) for row, pid in zip(rows, claim.pids, strict=False)]
+        return [claimed(row, claim, 1) for row, _ in zip(rows, claim.pids, strict=False)]
 
     RowStore.claim = patched  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from lilota_async import Lilota, Retry, TaskProgress, current_task
 from tests.faults.ledger import Ledger
@@ -53,6 +54,21 @@ def patient(data: Work) -> int:
 def limited(data: Work) -> int:
     """The same; one death of an application during it is the most that it puts up with."""
     return _perform(data)
+
+
+def hold_and_ask(directory_and_id: list[str]) -> list[str]:
+    """Once released, ask for one task at once, and for one after another's end."""
+    directory, task_id = directory_and_id
+    task = current_task()
+    assert task is not None
+    Path(directory, "started").touch()
+    while not Path(directory, "release").exists():
+        time.sleep(0.01)
+    children = [
+        task.schedule("echo", 2, at_once=True),
+        task.schedule("echo", 3, after=[UUID(task_id)]),
+    ]
+    return [str(each) for each in children]
 
 
 def talk(directory: str, progress: TaskProgress) -> str:

@@ -19,6 +19,7 @@ def test_nothing_is_lost_in_chaos(tmp_path: Path, database: str) -> None:
         replicas=3 if database == "postgresql" else 1,
         seed=11,
         database=database,
+        seconds=(0.001, 0.1),
         pause=(0.3, 1.5),
     )
     report = chaos(options, tmp_path)

@@ -75,6 +75,41 @@ def test_a_frozen_node_comes_back(make_run: MakeRun, fast_database_url: str) -> 
     assert violations == []
 
 
+def test_the_lease_of_the_silent_one_counts(make_run: MakeRun, fast_database_url: str) -> None:
+    """A node with a shorter one leaves it its tasks."""
+    run = make_run(fast_database_url, lease=SHORT_LEASE)
+    patient = run.start(load=HELD, lease=60 * SHORT_LEASE)
+    wait_until(lambda: run.started(2), "the start of its tasks")
+    other = run.start().wait_until_ready()
+    patient.freeze()
+    time.sleep(3 * SHORT_LEASE)
+    patient.thaw()
+    run.release(1)
+    assert run.wait_for_rest()
+    for node in (other, patient):
+        node.stop()
+    assert _takeovers(run) == []
+    assert run.violations() == []
+
+
+def test_a_node_with_a_longer_lease_looks_as_often(
+    make_run: MakeRun, fast_database_url: str
+) -> None:
+    """It takes over when the other one's has run out, and not when its own would have."""
+    run = make_run(fast_database_url, lease=SHORT_LEASE)
+    frozen = run.start(load=HELD)
+    wait_until(lambda: run.started(2), "the start of its tasks")
+    patient = run.start(lease=300 * SHORT_LEASE).wait_until_ready()
+    frozen.freeze()
+    wait_until(lambda: run.started(4), "the takeover", 10 * SHORT_LEASE)
+    frozen.kill()
+    run.release(2)
+    assert run.wait_for_rest()
+    patient.stop()
+    assert len(_takeovers(run)) == 2
+    assert run.violations() == []
+
+
 def test_a_frozen_node_whose_tasks_nobody_else_knows(
     make_run: MakeRun, fast_database_url: str
 ) -> None:

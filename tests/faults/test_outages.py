@@ -22,7 +22,7 @@ from tests.api.support import until
 from tests.api.tasks import echo, hold, hold_counted
 from tests.faults.cluster import Cluster
 from tests.faults.history import Tables
-from tests.faults.tasks import talk
+from tests.faults.tasks import hold_and_ask, talk
 from tests.storage.proxy import Proxy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
@@ -38,7 +38,7 @@ _until = partial(until, deadline=20.0)
 
 def _make(url: str, **options: Any) -> Lilota:
     lilota = Lilota(url, **{"number_of_processes": 2, "lease": 3.0, "grace": 0.2, **options})
-    for function in (echo, hold, hold_counted, talk):
+    for function in (echo, hold, hold_and_ask, hold_counted, talk):
         lilota.register(function)
     return lilota
 
@@ -104,6 +104,27 @@ async def test_tasks_run_on(
     assert "The database cannot be used" in gone[1]
     assert back[0] == "INFO"
     assert "The database is back after" in back[1]
+
+
+async def test_a_task_that_asks_for_others_meanwhile(
+    cluster: Cluster, directories: tuple[Path, Path]
+) -> None:
+    """It completes, however long the database is away, and what it has asked for is there."""
+    first, second = directories
+    async with asyncio.timeout(DEADLINE), _make(cluster.url, store_timeout=0.5) as lilota:
+        ended = await lilota.schedule(echo, 1)
+        asking = [
+            await lilota.schedule(hold_and_ask, [str(each), str(ended)]) for each in directories
+        ]
+        await _until((first / "started").exists, "the start")
+        await _until((second / "started").exists, "the start")
+        async with _down(cluster):
+            (first / "release").touch()
+            (second / "release").touch()
+            await asyncio.sleep(OUTAGE_SECONDS)
+        for task_id in asking:
+            children = await lilota.result(task_id)
+            assert [await lilota.result(TaskId(each)) for each in children] == [2, 3]
 
 
 async def test_reports_do_not_pile_up(cluster: Cluster, directories: tuple[Path, Path]) -> None:

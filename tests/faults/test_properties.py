@@ -32,10 +32,10 @@ from lilota_async.storage.transitions import (
     Claim,
     Finish,
     NewTask,
-    NodeRecord,
     Report,
     Requeue,
 )
+from tests.storage.support import node_record
 
 # The long run: LILOTA_TEST_TIMES=25 python -m pytest tests/faults/test_properties.py
 TIMES = int(os.environ.get("LILOTA_TEST_TIMES", "1"))
@@ -154,14 +154,13 @@ async def _round_trip(subject: Subject, jsons: list[str]) -> None:
                 status=TaskStatus.COMPLETED,
                 output=task.input,
                 exception=task.input,
-                failures=task.input,
             )
             for task in claimed
         ]
         if claimed:
             assert all(await store.report(c, reports))
             assert all(await store.finish(c, finishes))
-        columns = "input, output, checkpoint, exception, failures"
+        columns = "input, output, checkpoint, exception"
         for task_id in wanted:
             row = await c.execute(
                 text(f"SELECT {columns} FROM lilota_task WHERE id = :id"),
@@ -233,9 +232,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._register(node)
 
     def _register(self, node: TaskId[Any]) -> None:
-        record = NodeRecord(
-            id=node, machine="m", host="h", pid=1, pid_started=1, slots=1, version="1"
-        )
+        record = node_record(node)
         self.subject.write(lambda c: self.subject.store.register_node(c, record))
 
     def _owned(self, attempt: Attempt) -> Modelled | None:

@@ -10,22 +10,25 @@ import pytest
 
 from tests.databases import Servers
 from tests.faults.conftest import MakeRun
-from tests.faults.harness import Run, wait_until
+from tests.faults.harness import DEADLINE, Run, wait_until
 from tests.faults.invariants import invariants_of
 from tests.faults.replica import Load
 from tests.faults.seeded import FAULTS
 
 LEASE = 1.0
-SETTLING_SECONDS = 3.0
+SETTLING_SECONDS = 3.0  # with a fault, after which there may be no end to what is due
 pytestmark = pytest.mark.timeout(90)
+
+
+def _patience(fault: str | None) -> float:
+    return DEADLINE if fault is None else SETTLING_SECONDS
 
 
 def _load(run: Run, fault: str | None) -> None:
     """One node with a little of everything."""
     load = Load(tasks=30, seconds=(0, 0.02), crashing=0.2, failing=0.2, hopeless=0.1)
-    # With a fault there may be no end to what is due.
     node = run.start(load=load, fault=fault, drain=False).wait_until_ready()
-    run.wait_for_rest(SETTLING_SECONDS, load=30)
+    run.wait_for_rest(_patience(fault), load=30)
     node.stop()
 
 
@@ -35,7 +38,7 @@ def _competition(run: Run, fault: str | None) -> None:
     nodes.append(run.start(processes=0, load=Load(tasks=150, seconds=(0, 0.005))))
     for node in nodes:
         node.wait_until_ready()
-    run.wait_for_rest(SETTLING_SECONDS, load=150)
+    run.wait_for_rest(_patience(fault), load=150)
     for node in nodes:
         node.stop()
 
@@ -51,7 +54,7 @@ def _neighbour(run: Run, fault: str | None) -> None:
         time.sleep(0.05)
     for attempt in (1, 2, 3):
         run.release(attempt)
-    run.wait_for_rest(SETTLING_SECONDS)
+    run.wait_for_rest(_patience(fault))
     for node in nodes:
         node.stop()
 
@@ -68,7 +71,7 @@ def _freeze(run: Run, fault: str | None) -> None:
     frozen.thaw()
     time.sleep(0.5)
     run.release(2)
-    run.wait_for_rest(SETTLING_SECONDS)
+    run.wait_for_rest(_patience(fault))
     for node in (frozen, other):
         node.stop()
 
@@ -80,7 +83,7 @@ def _death(run: Run, fault: str | None) -> None:
     dying.kill()
     run.release(2)
     after = run.start(fault=fault).wait_until_ready()
-    run.wait_for_rest(SETTLING_SECONDS)
+    run.wait_for_rest(_patience(fault))
     after.stop()
 
 
@@ -90,7 +93,7 @@ def _stop(run: Run, fault: str | None) -> None:
     wait_until(lambda: run.started(2), "the start of its tasks")
     node.stop()
     after = run.start().wait_until_ready()
-    run.wait_for_rest(SETTLING_SECONDS)
+    run.wait_for_rest(_patience(fault))
     after.stop()
 
 
@@ -124,7 +127,7 @@ def test_a_seeded_fault_is_caught(
 ) -> None:
     """The invariant that the fault breaks is among those that the checker names."""
     scenario, backend, invariant = SCENARIOS[fault]
-    run = make_run(servers.empty_database(backend, tmp_path), lease=LEASE)
+    run = make_run(servers.database(backend, tmp_path), lease=LEASE)
     scenario(run, fault)
     violations = run.violations()
     assert invariant in invariants_of(violations), violations
@@ -145,6 +148,6 @@ def test_without_a_fault(
     backend: str,
 ) -> None:
     """The same scenarios with the library as it is violate nothing."""
-    run = make_run(servers.empty_database(backend, tmp_path), lease=LEASE)
+    run = make_run(servers.database(backend, tmp_path), lease=LEASE)
     scenario(run, None)
     assert run.violations() == []

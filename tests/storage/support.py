@@ -82,7 +82,14 @@ def new_task(name: str = "add", **values: Any) -> NewTask:
 def node_record(node_id: UUID = NODE) -> NodeRecord:
     """A node as it registers."""
     return NodeRecord(
-        id=node_id, machine="boot", host="host", pid=100, pid_started=200, slots=2, version="1"
+        id=node_id,
+        machine="boot",
+        host="host",
+        pid=100,
+        pid_started=200,
+        lease_seconds=30.0,
+        slots=2,
+        version="1",
     )
 
 

@@ -129,10 +129,12 @@ async def test_requeue_puts_the_row_back(database: Database, store: Store) -> No
 
 
 async def test_requeue_can_take_the_attempt_back(database: Database, store: Store) -> None:
-    """Uncounted, the attempt never was one."""
+    """Uncounted, the attempt never was one, and the row has the place again that it had."""
     attempt = (await claim_new(database, store)).attempt
+    due = (await row_of(database, attempt.id)).run_at
     assert await requeue(database, store, Requeue(attempt=attempt, counted=False)) == [True]
-    assert (await row_of(database, attempt.id)).attempts == 0
+    row = await row_of(database, attempt.id)
+    assert (row.attempts, row.run_at) == (0, due)
 
 
 async def test_requeue_can_wait(database: Database, store: Store) -> None:

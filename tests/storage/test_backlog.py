@@ -148,7 +148,7 @@ async def test_who_waits_for_a_key_holds_nobody_up(database: Database, store: St
     ):
         async with transacting(database) as application:
             await store.insert(application, [new_task(unique_key="k")])
-            waiting = asyncio.create_task(one.admit(keyed))
+            waiting = asyncio.ensure_future(one.admit(keyed))
             for _ in range(5):
                 assert await other.admit(_bounded(WHOLE)) == set()
             assert not waiting.done()

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sqlite3
 import stat
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from lilota_async.errors import ConfigurationError
 from lilota_async.storage.database import Database, transaction
+from lilota_async.storage.keepalive import (
+    BETWEEN_SECONDS,
+    IDLE_SECONDS,
+    PROBES,
+    UNANSWERED_SECONDS,
+)
 from lilota_async.storage.migrate import migrate
 from lilota_async.storage.stores import create_store
+from lilota_async.storage.urls import parse_target
+from tests.storage.proxy import Proxy
 from tests.storage.support import checked_out, eventually, insert, new_task, raw, row_of
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +66,14 @@ def test_urls_are_mapped_to_async_drivers(given: str, mapped: str, dialect: str)
         ("sqlite:///a.db?synchronous=s0metimes", "OFF, NORMAL, FULL"),
         ("postgresql://u:s3cret@h/d?connect_timeout=soon", "number of seconds"),
         ("postgresql://u:s3cret@h/d?statement_cache_size=none", "whole number"),
+        ("postgresql://u:s3cret@h/d?connect_timeout=-1", "number of seconds"),
+        ("postgresql://u:s3cret@h/d?connect_timeout=nan", "number of seconds"),
+        ("mysql://u:s3cret@h/d?connect_timeout=soon", "whole number"),
+        ("mysql://u:s3cret@h:3306/", "no database on it"),
+        ("sqlite:///a.db?timeout=soon", "number of seconds"),
+        ("sqlite:///a\0b", "cannot be read"),
+        ("sqlite:///\ud800", "cannot be read"),
+        ("postgresql://\ud800:s3cret@h/d", "cannot be read"),
     ],
 )
 def test_what_cannot_work_is_refused(url: str, reason: str) -> None:
@@ -115,6 +135,8 @@ async def test_sqlite_settings(tmp_path: Path) -> None:
     """WAL, FULL unless the URL says otherwise, and time to wait for another writer."""
     for query, synchronous in (("", 2), ("?synchronous=normal", 1)):
         database = Database(f"sqlite:///{tmp_path / 'a.db'}{query}")
+        await database.open()
+        await database.close()
         assert await raw(database, "PRAGMA journal_mode") == [("wal",)]
         assert await raw(database, "PRAGMA synchronous") == [(synchronous,)]
         assert await raw(database, "PRAGMA busy_timeout") == [(10_000,)]
@@ -198,3 +220,67 @@ async def row_count(database: Database) -> int:
     """How many tasks there are."""
     ((count,),) = await raw(database, "SELECT count(*) FROM lilota_task")
     return int(count)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_server_that_has_vanished_is_noticed(postgresql_url: str, driver: str) -> None:
+    """The kernel asks on an idle connection, and gives one up where nothing arrives."""
+    async with Proxy(postgresql_url) as proxy:
+        database = Database(make_url(proxy.url).set(drivername=f"postgresql+{driver}"))
+        await database.open()
+        async with database.connect() as connection:
+            driven: Any = (await connection.get_raw_connection()).driver_connection
+            if driver == "psycopg":
+                descriptor = driven.pgconn.socket
+            else:
+                descriptor = driven._transport.get_extra_info("socket").fileno()
+            with socket.socket(fileno=os.dup(descriptor)) as found:
+                assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                for option, value in (
+                    (socket.TCP_KEEPIDLE, IDLE_SECONDS),
+                    (socket.TCP_KEEPINTVL, BETWEEN_SECONDS),
+                    (socket.TCP_KEEPCNT, PROBES),
+                    (socket.TCP_USER_TIMEOUT, 1000 * UNANSWERED_SECONDS),
+                ):
+                    assert found.getsockopt(socket.IPPROTO_TCP, option) == value
+        await database.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@127.0.0.1:1/x",
+        "postgresql://127.0.0.1:1/x?user=u&password=hunter2",
+        "postgresql+psycopg://127.0.0.1:1/x?user=u&password=hunter2",
+        "postgresql+psycopg://127.0.0.1:1/x?sslpassword=hunter2",
+        "mysql://127.0.0.1:1/x?user=u&passwd=hunter2",
+    ],
+)
+async def test_no_password_is_told(url: str) -> None:
+    """Wherever in the URL it stands."""
+    database = Database(url)
+    assert "hunter2" not in f"{database!r} {database.name}"
+    assert "hunter2" not in database.describe(OSError("no user hunter2"))
+    assert "127.0.0.1" in database.name
+
+
+def test_a_password_that_is_not_encoded_is_told_to_nobody() -> None:
+    """What follows its first @ would be taken for a part of the host."""
+    with pytest.raises(ConfigurationError, match="percent-encoded") as refused:
+        parse_target("postgresql://u:hunter2@secret@host/x")
+    assert "secret" not in str(refused.value)
+
+
+async def test_plans_go_by_indexes(database_url: str) -> None:
+    """On PostgreSQL, over connections of lilota's own: a plan may be older than most rows."""
+    if not database_url.startswith("postgresql"):
+        pytest.skip("the others are told the index")
+    engine = create_async_engine(database_url)
+    own, given = Database(database_url), Database(engine=engine)
+    asked = "SELECT current_setting('enable_seqscan')"
+    assert await raw(own, asked) == [("off",)]
+    await own.open()
+    assert await raw(own, asked) == [("off",)]
+    await own.close()
+    assert await raw(given, asked) == [("on",)]
+    await engine.dispose()

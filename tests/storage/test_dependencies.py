@@ -53,6 +53,32 @@ async def edges(database: Database) -> int:
     return int(count)
 
 
+async def test_callers_share_a_flush(database: Database, writer: Writer, store: Store) -> None:
+    """Of those who wait for an unknown id each is told, and nobody else."""
+    first = new_task()
+    await insert(database, store, [first])
+    waiting = [new_task() for _ in range(100)]
+    unknown = TaskId()
+    before = writer.flushes
+    results = await asyncio.gather(
+        *(
+            writer.insert_dependents(
+                [Dependent(task=task, after=(unknown if n % 10 == 3 else first.id,))], lambda: None
+            )
+            for n, task in enumerate(waiting)
+        ),
+        return_exceptions=True,
+    )
+    assert writer.flushes <= before + 3
+    told = [n for n, result in enumerate(results) if isinstance(result, TaskNotFound)]
+    assert told == list(range(3, 100, 10))
+    assert await edges(database) == 90
+    assert all(result is None for n, result in enumerate(results) if n not in told)
+    await end(database, store)
+    released = await release(database, store, first.id)
+    assert len(released.due) == 90
+
+
 async def test_it_runs_when_all_have_completed(database: Database, store: Store) -> None:
     """It is pending and not due until the last of them has ended."""
     first, second = new_task(), new_task()

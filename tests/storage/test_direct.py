@@ -44,8 +44,8 @@ STATEMENTS = (
 
 @pytest.fixture(params=[ASYNCPG])
 def database_url(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> str:
-    """An empty database of asyncpg's."""
-    return servers.empty_database(request.param, tmp_path)
+    """A database of asyncpg's."""
+    return servers.database(request.param, tmp_path)
 
 
 @asynccontextmanager
@@ -280,7 +280,7 @@ async def test_one_row_is_written_like_many(database: Database, writer: Writer) 
     ends = [
         Finish(
             attempt=Attempt(id=task.id, number=1, node_id=NODE),
-            status=TaskStatus.FAILED, progress=40, output="1", exception="2", failures="[3]",
+            status=TaskStatus.FAILED, progress=40, output="1", exception="2",
             cost=cost,
         )
         for task in (one, *many)
@@ -292,7 +292,7 @@ async def test_one_row_is_written_like_many(database: Database, writer: Writer) 
     assert (first.timeout_seconds, first.tags, first.unique_key) == (5.5, ["x"], "key 0")
     assert (first.concurrency_key, first.locked_by, first.pid) == ("group 0", NODE, 7)
     assert (first.nominal_time, first.run_at, first.attempts) == (WHEN, WHEN, 1)
-    assert (first.output, first.exception, first.failures) == (1, 2, [3])
+    assert (first.output, first.exception) == (1, 2)
     assert (first.cpu_seconds, first.peak_memory_bytes, first.log) == (0.5, 2**40, "said")
     differ = {
         *("id", "unique_key", "concurrency_key"),
@@ -335,7 +335,9 @@ async def test_other_nodes_hear_of_one_row(
 ) -> None:
     """With listeners it is announced."""
     heard = asyncio.Event()
-    notifications = Notifications(database, "other", lambda _: heard.set(), heard.set)
+    notifications = Notifications(
+        database, "other", lambda _: heard.set(), on_up=heard.set, on_down=lambda: None
+    )
     notifications.start()
     with anyio.fail_after(5):
         await heard.wait()

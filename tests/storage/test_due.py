@@ -71,6 +71,7 @@ async def test_what_has_just_become_due(database: Database, store: Store) -> Non
     async with transacting(database) as connection:
         assert await store.seconds_to_next(connection, ["add"]) == (None, True)
         assert await store.seconds_to_next(connection, ["other"]) == (None, False)
+        assert await store.seconds_to_next(connection, []) == (None, False)
 
 
 async def test_looking_ahead_reads_few_rows(database: Database, store: Store) -> None:

@@ -101,7 +101,8 @@ async def test_one_ends_and_the_next_begins(
     assert written
     assert callable(written) is (is_awaited and database.dialect == "postgresql")
     assert (await row_of(database, attempt.id)).output == {"sum": 5}
-    assert [(task.attempt.id, task.input, task.pid) for task in tasks] == [
+    rows = [await row_of(database, task.attempt.id) for task in tasks]
+    assert [(row.id, task.input, row.pid) for row, task in zip(rows, tasks, strict=True)] == [
         (first.id, "1", 7),
         (later.id, "2", 8),
     ]

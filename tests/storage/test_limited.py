@@ -22,11 +22,13 @@ from lilota_async.storage.transitions import (
     Claimed,
     ClaimedTask,
     Finish,
+    InUse,
     LimitedClaim,
     NameLimit,
     NewTask,
 )
 from lilota_async.storage.writer import Writer
+from tests.storage.plans import recording
 from tests.storage.support import (
     NODE,
     OTHER_NODE,
@@ -71,12 +73,7 @@ async def test_the_row_is_like_any_claimed_one(database: Database, store: Store)
     await insert(database, store, [task])
     (claimed,) = (await limited(database, store, wanted(places=3))).tasks
     assert (claimed.attempt.id, claimed.attempt.number) == (task.id, 1)
-    assert (claimed.name, claimed.pid, claimed.input, claimed.tags) == (
-        "add",
-        1,
-        '{"a":1}',
-        '["x"]',
-    )
+    assert (claimed.name, claimed.input, claimed.tags) == ("add", '{"a":1}', '["x"]')
     assert (claimed.max_attempts, claimed.timeout_seconds) == (3, 2.5)
     assert not claimed.is_limited
     row = await row_of(database, task.id)
@@ -156,7 +153,9 @@ async def test_pauses(database: Database, store: Store) -> None:
     async with transacting(database) as c:
         await store.limits.pause(c, "add")
         await store.limits.pause(c, "add")
-        assert await store.limits.in_use(c) == (frozenset({"add"}), frozenset({"add"}))
+        assert await store.limits.in_use(c) == InUse(
+            keyed=frozenset({"add"}), paused=frozenset({"add"})
+        )
     assert [t.name for t in (await limited(database, store, wanted())).tasks] == ["other"]
     assert await claim(database, store) == []
     async with transacting(database) as c:
@@ -233,14 +232,16 @@ async def test_a_large_backlog_is_not_read(database: Database, store: Store) -> 
     request = wanted(most, places=2, names=("add", "other", "last"))
     async with database.connect() as c:
         await store.prepare(c)
-        started = time.perf_counter()
-        await c.exec_driver_sql("BEGIN" if database.dialect != "sqlite" else "BEGIN IMMEDIATE")
-        got = await store.limits.claim(c, request)
-        await c.exec_driver_sql("COMMIT")
-        seconds = time.perf_counter() - started
+        seconds = []
+        for _ in range(5):  # on a machine that is busy with other tests, one may take long
+            started = time.perf_counter()
+            await c.exec_driver_sql("BEGIN" if database.dialect != "sqlite" else "BEGIN IMMEDIATE")
+            got = await store.limits.claim(c, request)
+            await c.exec_driver_sql("ROLLBACK")
+            seconds.append(time.perf_counter() - started)
+            assert {task.attempt.id for task in got.tasks} == {free.id, last.id}
         await c.invalidate()
-    assert {task.attempt.id for task in got.tasks} == {free.id, last.id}
-    assert seconds < 0.25
+    assert min(seconds) < 0.25, seconds
 
 
 async def _backlog(database: Database, many: int) -> None:
@@ -290,3 +291,27 @@ async def test_the_claim_goes_by_the_index_of_names(database: Database, store: S
     assert "Seq Scan on lilota_task" not in lines
     assert "Sort" not in lines
     assert max(map(int, re.findall(r"rows=(\d+) loops", lines))) <= 6
+
+
+async def test_chosen_rows_are_found_by_their_ids(database: Database, store: Store) -> None:
+    """And not among all that is pending, whatever the planner believes of it."""
+    if database.dialect != "postgresql":
+        pytest.skip("the plan is read on PostgreSQL")
+    await _backlog(database, 5_000)
+    with recording(database) as recorded:
+        assert (await limited(database, store, wanted())).tasks
+    recorded.statements = [each for each in recorded.statements if "SKIP LOCKED" in each[0]]
+    async with transacting(database) as c:
+        await store.prepare(c)  # a reserved connection's, which is dropped after the test
+        (plan,) = await recorded.plans(c)
+    assert "lilota_task_pkey" in plan
+
+
+async def test_many_names(database: Database, store: Store) -> None:
+    """More than a database can look for in one statement."""
+    names = tuple(f"name-{number:04}" for number in range(1200))
+    for some in (names[:100], names):
+        await insert(database, store, [new_task(name) for name in some[1:]])
+        limit = NameLimit(name="name-0001", most_running=2)
+        claimed = await limited(database, store, wanted(limit, places=1200, names=names))
+        assert sorted(task.name for task in claimed.tasks) == list(some[1:])

@@ -22,31 +22,32 @@ from lilota_async.errors import SchemaMissing, SchemaTooNew, StoreUnavailable
 from lilota_async.models import Base
 from lilota_async.storage.database import Database
 from lilota_async.storage.migrate import REVISIONS, VERSION_TABLE, check, migrate
+from tests.databases import make_tables
 from tests.storage.support import raw
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_check_without_tables(database_url: str) -> None:
+async def test_check_without_tables(empty_database_url: str) -> None:
     """It says that there are none, and makes none."""
-    database = Database(database_url)
+    database = Database(empty_database_url)
     for _ in range(2):
         with pytest.raises(SchemaMissing, match="no tables"):
             await check(database)
 
 
-async def test_migrate_twice(database_url: str) -> None:
+async def test_migrate_twice(empty_database_url: str) -> None:
     """The second time nothing is left to do."""
-    database = Database(database_url)
-    await migrate(database)
+    database = Database(empty_database_url)
+    await make_tables(database)
     await check(database)
     await migrate(database)
     assert await raw(database, f"SELECT version_num FROM {VERSION_TABLE}") == [(REVISIONS[-1],)]
 
 
-async def test_migrate_at_the_same_time(database_url: str) -> None:
+async def test_migrate_at_the_same_time(empty_database_url: str) -> None:
     """Applications that start together all come up."""
-    databases = [Database(database_url) for _ in range(4)]
+    databases = [Database(empty_database_url) for _ in range(4)]
     for database in databases:
         await database.open()
     await asyncio.gather(*(migrate(database) for database in databases))
@@ -146,18 +147,18 @@ def test_revisions_are_those_of_alembic() -> None:
     assert script.get_current_head() == REVISIONS[-1]
 
 
-async def test_logging_is_left_alone(fast_database_url: str) -> None:
+async def test_logging_is_left_alone(empty_database_url: str) -> None:
     """Alembic configures nothing."""
     root = logging.getLogger()
     before = (root.level, list(root.handlers), logging.getLogger("alembic").level)
-    await migrate(Database(fast_database_url))
+    await make_tables(Database(empty_database_url))
     assert (root.level, list(root.handlers), logging.getLogger("alembic").level) == before
 
 
 async def test_a_current_schema_needs_little(tmp_path: Path) -> None:
     """Starting on tables that are there loads neither Alembic nor another database's dialect."""
     url = f"sqlite:///{tmp_path / 'lilota.db'}"
-    await migrate(Database(url))
+    await make_tables(Database(url))
     script = (
         "import asyncio, sys\n"
         "from lilota_async import Lilota\n"

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
+from lilota_async.storage.stats import read_stats
 from lilota_async.storage.store import Store
 from lilota_async.storage.transitions import Finish, LostTask, Renewal, Requeue
 from tests.storage.support import (
@@ -48,6 +49,35 @@ async def adopt(
     """Adopt in a transaction."""
     async with transacting(database) as connection:
         return await store.adopt(connection, node_id, names, limit)
+
+
+async def test_a_node_whose_row_was_edited(database: Database, store: Store) -> None:
+    """It is told with a lease that no node can have, and may be removed."""
+    await register(database, store, NODE)
+    odd = {"sqlite": "'abc'", "postgresql": "'NaN'"}.get(database.dialect, "-1")
+    await raw(database, f"UPDATE lilota_node SET lease_seconds = {odd}")
+    async with transacting(database) as connection:
+        (node,) = await store.nodes(connection)
+        assert node.lease_seconds <= 0
+        await store.remove_node(connection, NODE, silent_for=30.0)
+        assert len(await store.nodes(connection)) == 1
+        await store.remove_node(connection, NODE, silent_for=0.0)
+        assert await store.nodes(connection) == []
+
+
+async def test_a_node_that_was_seen_at_no_time(database: Database, store: Store) -> None:
+    """Heartbeats and stats go on, in which it is not live."""
+    if database.dialect == "mariadb":
+        pytest.skip("it takes no such time")
+    await register(database, store, NODE)
+    odd = "'infinity'" if database.dialect == "postgresql" else "'x'"
+    await raw(database, f"UPDATE lilota_node SET last_seen_at = {odd}")
+    await register(database, store, OTHER_NODE)
+    async with transacting(database) as connection:
+        assert {node.id: node.silent_seconds for node in await store.nodes(connection)}[NODE] == 0
+        assert (await store.renew(connection, OTHER_NODE, ["add"])).is_known
+    stats = await read_stats(database, [])
+    assert {node.id: node.is_live for node in stats.nodes} == {NODE: False, OTHER_NODE: True}
 
 
 async def test_a_node_is_known_until_it_is_removed(database: Database, store: Store) -> None:

@@ -56,6 +56,27 @@ async def test_tasks_come_from_old_to_new(database: Database, store: Store) -> N
     assert await get_tasks(database, Selection(name="add ")) == []
 
 
+async def test_a_long_list_is_one_statement(database: Database, store: Store) -> None:
+    """Each page would sort all that is pending; and the event loop has turns all the while."""
+    tasks = [new_task() for _ in range(1000)]
+    await insert(database, store, tasks)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    with recording(database) as recorded:
+        listed = await get_tasks(database, Selection(status=TaskStatus.PENDING))
+    others.cancel()
+    assert [task.id for task in listed] == [task.id for task in tasks]
+    assert sum(sql.startswith("SELECT") for sql, _ in recorded.statements) == 1
+    assert turns > 4
+
+
 @pytest.mark.parametrize("status", [s for s in TaskStatus if s is not TaskStatus.COMPLETED])
 async def test_listing_reads_no_completed_rows(
     database: Database, store: Store, status: TaskStatus
@@ -125,9 +146,9 @@ async def test_delete_of_a_task(database: Database, store: Store) -> None:
     assert not await delete_task(database, pending.id)
 
 
-async def test_no_tables_are_a_clear_error(database_url: str) -> None:
+async def test_no_tables_are_a_clear_error(empty_database_url: str) -> None:
     """Reading before the first start() says so, also when nothing is open."""
-    database = Database(database_url)
+    database = Database(empty_database_url)
     with pytest.raises(SchemaMissing, match="start"):
         await get_task(database, TaskId())
 

@@ -19,7 +19,7 @@ from lilota_async.storage.database import Database
 from lilota_async.storage.queries import get_task
 from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.store import Store
-from lilota_async.storage.transitions import Cost, Finish, NewTask
+from lilota_async.storage.transitions import Cost, Ending, Finish, NewTask
 from tests.api.support import until
 from tests.storage.plans import recording
 from tests.storage.support import (
@@ -89,6 +89,33 @@ async def test_many_ask_for_one_task(database: Database, task: NewTask, reader: 
     assert len([sql for sql, _ in recorded.statements if "FROM lilota_task" in sql]) == 2
 
 
+async def test_an_ending_is_what_the_result_needs(
+    database: Database, store: Store, reader: TaskReader
+) -> None:
+    """Of the task that has ended, of one that waits, and of none; the output as it is written."""
+    await insert(database, store, [new_task("other")])
+    (claimed,) = await claim(database, store)
+    done = Finish(attempt=claimed.attempt, status=TaskStatus.COMPLETED, output='{"a": [1.50]}')
+    async with transacting(database) as connection:
+        assert await store.finish(connection, [done]) == [True]
+    waiting = new_task()
+    await insert(database, store, [waiting])
+    ids = (claimed.attempt.id, waiting.id, TaskId())
+    assert await asyncio.gather(*map(reader.read_ending, ids)) == [
+        Ending("other", "completed", '{"a": [1.50]}'),
+        Ending("add", "pending", None),
+        None,
+    ]
+
+
+async def test_tasks_and_endings_together(
+    database: Database, task: NewTask, reader: TaskReader
+) -> None:
+    """Each gets what was asked for, whoever asks at the same time."""
+    asked = [ask(task.id) for _ in range(3) for ask in (reader.read, reader.read_ending)]
+    assert [type(each) for each in await asyncio.gather(*asked)] == [Task, Ending] * 3
+
+
 async def test_what_is_asked_for_later_is_read_later(
     database: Database, store: Store, reader: TaskReader
 ) -> None:
@@ -134,8 +161,7 @@ async def test_a_lone_task_is_read_like_all_others(
     failed = Finish(
         attempt=claimed.attempt,
         status=TaskStatus.FAILED,
-        exception='{"type":"Error"}',
-        failures="no JSON",
+        exception="no JSON",
         cost=Cost(cpu_seconds=0.5, peak_memory_bytes=2**40, log="said"),
     )
     async with transacting(database) as connection:

@@ -23,7 +23,6 @@ from tests.storage.support import (
 )
 
 pytestmark = pytest.mark.anyio
-LEASE = 30.0
 
 
 async def _finish(database: Database, store: Store, status: TaskStatus, count: int) -> None:
@@ -55,7 +54,7 @@ async def test_each_name_and_each_node(database: Database, store: Store) -> None
         id=store.dialect.key(OTHER_NODE),
     )
 
-    stats = await read_stats(database, ["mine"], LEASE)
+    stats = await read_stats(database, ["mine"])
 
     assert set(stats.names) == {"add", "Add", "other", "mine"}
     add = stats.names["add"]
@@ -90,7 +89,7 @@ async def test_what_is_long_past_is_no_throughput(database: Database, store: Sto
     long_ago = "'2020-01-01 00:00:00.000000'"
     await raw(database, f"UPDATE lilota_task SET start_date_time = {long_ago}")
     await raw(database, f"UPDATE lilota_task SET end_date_time = {long_ago}")
-    add = (await read_stats(database, [], LEASE)).names["add"]
+    add = (await read_stats(database, [])).names["add"]
     assert (add.failed, add.finished, add.throughput) == (1, 0, 0.0)
     assert (add.p50_seconds, add.p95_seconds) == (0.0, 0.0)
     assert await read_throughput(database, ["add", "other"]) == 0.0
@@ -98,7 +97,7 @@ async def test_what_is_long_past_is_no_throughput(database: Database, store: Sto
 
 async def test_an_empty_database(database: Database) -> None:
     """No rows, no nodes, no names."""
-    stats = await read_stats(database, [], LEASE)
+    stats = await read_stats(database, [])
     assert (dict(stats.names), stats.nodes, stats.unclaimable) == ({}, (), ())
     assert (stats.pending, stats.running) == (0, 0)
 
@@ -110,7 +109,7 @@ async def test_no_statement_goes_through_the_table(database: Database, store: St
         await raw(database, "ANALYZE lilota_task")
     await _finish(database, store, TaskStatus.COMPLETED, 2000)
     with recording(database) as recorded:
-        await read_stats(database, ["add"], LEASE)
+        await read_stats(database, ["add"])
         async with transacting(database) as connection:
             if database.dialect == "postgresql":
                 await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
@@ -130,5 +129,5 @@ async def test_edited_times_break_nothing(database: Database, store: Store) -> N
     await raw(database, "UPDATE lilota_task SET end_date_time = 'yesterday'")
     await insert(database, store, [new_task()])
     await raw(database, "UPDATE lilota_task SET run_at = '' WHERE status = 'pending'")
-    add = (await read_stats(database, [], LEASE)).names["add"]
+    add = (await read_stats(database, [])).names["add"]
     assert (add.pending, add.oldest_pending_seconds, add.p50_seconds) == (1, None, None)

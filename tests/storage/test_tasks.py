@@ -13,8 +13,8 @@ from lilota_async.errors import TaskIsRunning
 from lilota_async.models import TaskId, TaskStatus
 from lilota_async.storage.database import Database
 from lilota_async.storage.queries import get_task
-from lilota_async.storage.store import KEPT_FAILURES, Store
-from lilota_async.storage.transitions import Attempt, Finish
+from lilota_async.storage.store import Store
+from lilota_async.storage.transitions import FAILURES_KEPT, Attempt, Finish
 from tests.storage.support import (
     NODE,
     claim,
@@ -156,18 +156,18 @@ async def test_retry_keeps_the_last_failures(database: Database, store: Store) -
     """The list does not grow for ever, and nonsense in it is left alone."""
     attempt = (await claim_new(database, store)).attempt
     await end(database, store, attempt, '{"n":-1,"traceback":"long"}')
-    old = json.dumps([{"n": number} for number in range(KEPT_FAILURES)])
+    old = json.dumps([{"n": number} for number in range(FAILURES_KEPT)])
     await raw(database, "UPDATE lilota_task SET failures = :old", old=old)
     assert await retry(database, store, attempt.id)
     failures = (await row_of(database, attempt.id)).failures
     assert failures is not None
-    assert (len(failures), failures[0]) == (KEPT_FAILURES, {"n": 1})
+    assert (len(failures), failures[0]) == (FAILURES_KEPT, {"n": 1})
     assert failures[-1] == {"attempt": 1, "n": -1}
 
     (again,) = await claim(database, store)
     await end(database, store, again.attempt, "{broken")
     assert await retry(database, store, attempt.id)
-    assert len((await row_of(database, attempt.id)).failures or []) == KEPT_FAILURES
+    assert len((await row_of(database, attempt.id)).failures or []) == FAILURES_KEPT
 
 
 async def test_delete_takes_anything_but_running(database: Database, store: Store) -> None:

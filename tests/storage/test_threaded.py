@@ -14,6 +14,13 @@ from lilota_async.storage.threaded import in_one_go
 from tests.storage.support import eventually
 
 
+def new_database(directory: Path) -> Database:
+    """One that is empty, and not open."""
+    file = directory / "a.db"
+    file.touch()
+    return Database(f"sqlite:///{file}")
+
+
 def threads() -> list[str]:
     """The threads of connections."""
     names = [thread.name for thread in threading.enumerate()]
@@ -22,7 +29,7 @@ def threads() -> list[str]:
 
 async def test_work_does_not_leave_the_thread(tmp_path: Path) -> None:
     """A whole coroutine runs there, and calls from outside go there and back."""
-    connection = await Database(f"sqlite:///{tmp_path / 'a.db'}").acquire_own()
+    connection = await new_database(tmp_path).acquire_own()
 
     async def work() -> str:
         await connection.exec_driver_sql("CREATE TABLE t (x)")
@@ -37,7 +44,7 @@ async def test_work_does_not_leave_the_thread(tmp_path: Path) -> None:
 
 async def test_nothing_else_can_be_awaited_there(tmp_path: Path) -> None:
     """There is no loop in the thread: who wants one gets an error, and the connection lives on."""
-    connection = await Database(f"sqlite:///{tmp_path / 'a.db'}").acquire_own()
+    connection = await new_database(tmp_path).acquire_own()
     never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def work() -> None:
@@ -51,7 +58,7 @@ async def test_nothing_else_can_be_awaited_there(tmp_path: Path) -> None:
 
 async def test_cancelled_work_ends_before_the_connection(tmp_path: Path) -> None:
     """The thread cannot be stopped in the middle, and closing waits for it."""
-    connection = await Database(f"sqlite:///{tmp_path / 'a.db'}").acquire_own()
+    connection = await new_database(tmp_path).acquire_own()
     begun, gate = threading.Event(), threading.Event()
     done = []
 

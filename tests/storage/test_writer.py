@@ -106,6 +106,23 @@ async def test_new_rows_are_split_and_ends_are_not(database: Database, writer: W
     assert writer.flushes <= before + 2
 
 
+async def test_many_calls_do_not_hold_up_the_others(database: Database, writer: Writer) -> None:
+    """A few of them go into a flush, and what comes after the rest does not wait for it."""
+    done = 0
+
+    async def call(c: AsyncConnection) -> None:
+        nonlocal done
+        await c.execute(text("SELECT 1"))
+        done += 1
+
+    calls = [asyncio.ensure_future(writer.execute(call)) for _ in range(300)]
+    await asyncio.sleep(0)
+    await writer.insert([new_task()])
+    assert done < 100
+    await asyncio.gather(*calls)
+    assert done == 300
+
+
 async def test_a_poisoned_operation_fails_alone(database: Database, writer: Writer) -> None:
     """Its own caller gets the error; the others in its flush are committed."""
     tasks = [new_task() for _ in range(20)]

@@ -53,3 +53,13 @@ def wait_for_mark(path: str, progress: TaskProgress) -> str:
     progress.set(90)
     print("seen")
     return "done"
+
+
+def earn(order: Order) -> dict[str, str]:
+    """Says what its output keeps secret, which its input does not know."""
+    print("earned lion-23")
+    return {"secret": "lion-23"}
+
+
+def fail_with_secret(order: Order) -> None:
+    raise RuntimeError(f"no access for {order.secret}")

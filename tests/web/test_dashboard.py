@@ -8,21 +8,24 @@ import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import update
+from sse_starlette.event import ServerSentEvent
 from starlette.applications import Starlette
 from starlette.requests import Request
 
 from lilota_async import Lilota, Node, StoreUnavailable, Task, TaskId
 from lilota_async.errors import ConfigurationError
 from lilota_async.integrations import allow_all
-from lilota_async.integrations.dashboard import dashboard
+from lilota_async.integrations.authorization import Guard
+from lilota_async.integrations.dashboard import dashboard, live
 from tests.api.support import MakeLilota, row_when, session
 from tests.web.support import DEADLINE, client_of, events_of, served
-from tests.web.tasks import add, bill, fail, wait_for_mark
+from tests.web.tasks import add, bill, fail, fail_with_secret, wait_for_mark
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 SNAPSHOTS = "lilota_async.integrations.dashboard.snapshots"
@@ -109,7 +112,7 @@ async def test_names_that_nobody_runs_are_told(make_lilota: MakeLilota) -> None:
         async with session(str(lilota.database.url)) as own:
             long_ago = datetime(2001, 1, 1, tzinfo=UTC)
             times = {"started_at": long_ago, "last_seen_at": long_ago}
-            numbers = {"pid": 1, "pid_started": 1, "slots": 4}
+            numbers = {"pid": 1, "pid_started": 1, "slots": 4, "lease_seconds": 30.0}
             texts = {"machine": "elsewhere", "host": "lost-7", "version": "1"}
             own.add(Node(id=TaskId(), **times, **numbers, **texts))
             await own.commit()
@@ -396,3 +399,52 @@ def test_everything_is_in_the_wheel() -> None:
     names = {path.name for path in (folder / "static").iterdir()}
     assert names >= {"dashboard.css", "dashboard.js", "icon.svg", "theme.js"}
     assert (folder / "templates" / "base.html").exists()
+
+
+async def test_a_message_that_is_hidden_is_not_found(
+    client: httpx.AsyncClient, lilota: Lilota
+) -> None:
+    """Whoever searches for parts of a secret would learn it letter by letter."""
+    lilota.register(redact=["secret"])(fail_with_secret)
+    hidden = await ended(lilota, "fail_with_secret", {"amount": 1, "secret": "tiger-17"})
+    told = await ended(lilota, "fail", "no access for anybody")
+    for search in ("tiger-1", "no access", "tiger-2"):
+        assert str(hidden.id) not in await shown(client, f"/tasks?error={search}")
+    assert str(told.id) in await shown(client, "/tasks?error=no+access")
+    assert str(hidden.id) in await shown(client, "/tasks")
+
+
+async def test_run_again_while_another_has_the_key(
+    client: httpx.AsyncClient, lilota: Lilota, directory: Path
+) -> None:
+    """A page says so."""
+    task = await ended(lilota, "fail", "once", unique_key="key")
+    held = await lilota.schedule("fail", "again", unique_key="key", delay=3600)
+    answer = await press(client, task, "retry")
+    assert answer.status_code == 409
+    assert "unique key" in answer.text
+    assert await lilota.cancel(held)
+
+
+async def test_a_viewer_who_takes_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is given up nothing is left of it, however much has come meanwhile."""
+
+    async def written(*_: Any) -> AsyncIterator[ServerSentEvent]:
+        while True:
+            yield ServerSentEvent("line")
+            await asyncio.sleep(0)
+
+    async def page(_request: Request) -> str:
+        return "<p>"
+
+    before = asyncio.all_tasks()
+    monkeypatch.setattr(live.Live, "_log", written)
+    pages: Any = SimpleNamespace(task_html=page)
+    nothing: Any = None
+    events: Any = live.Live(nothing, Guard(allow_all), nothing, pages)._task(nothing)
+    async with asyncio.timeout(10):
+        await anext(events)
+        while not events.ag_frame.f_locals["queue"].full():
+            await asyncio.sleep(0.01)
+        await events.aclose()
+    assert asyncio.all_tasks() == before

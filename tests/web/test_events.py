@@ -16,7 +16,7 @@ from lilota_async.integrations import allow_all
 from lilota_async.integrations.starlette import router
 from tests.api.support import MakeLilota, row_when
 from tests.web.support import DEADLINE, Event, events_of, served
-from tests.web.tasks import add, bill, wait_for_mark
+from tests.web.tasks import add, bill, earn, wait_for_mark
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
@@ -187,14 +187,17 @@ async def test_a_deleted_task_ends_its_streams(
     """For those who watch, a row that is gone is the end."""
     blockers = [await lilota.schedule(wait_for_mark, str(directory / "go")) for _ in range(2)]
     task_id = await lilota.schedule(add, 1)
-    following = asyncio.create_task(all_events(client, task_id))
-    async with asyncio.timeout(DEADLINE):
-        while task_id not in lilota._node.events._listeners:  # type: ignore[union-attr]
-            await asyncio.sleep(0.01)
-    assert await lilota.delete_task_by_id(task_id)
-    events = await following
-    assert events[-1].data["status"] == "cancelled"
-    (directory / "go").touch()
+    try:
+        following = asyncio.create_task(all_events(client, task_id))
+        async with asyncio.timeout(DEADLINE):
+            # Its row has been read then.
+            while task_id not in lilota._node.events._polled():  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+        assert await lilota.delete_task_by_id(task_id)
+        events = await following
+        assert events[-1].data["status"] == "cancelled"
+    finally:
+        (directory / "go").touch()
     for blocker in blockers:
         await lilota.wait(blocker, timeout=DEADLINE)
 
@@ -248,3 +251,21 @@ def test_positions_of_clients() -> None:
     assert not position.is_final
     for text in ("", "1-odd-0-0 ", "\u0661-running-1-1", "1-running-1-1\n"):
         assert Position.parse(text) == Position()
+
+
+async def test_what_only_the_output_holds_is_not_in_the_log_of_others(
+    make_lilota: MakeLilota, sqlite_url: str
+) -> None:
+    """The log of another node's task comes with its end, and so is redacted by its output."""
+    worker, looker = make_lilota(), make_lilota(number_of_processes=0)
+    for each in (worker, looker):
+        each.register(redact=["secret"])(earn)
+    app = router(looker, authorize=allow_all)
+    async with looker, served(app) as client:
+        task_id = await looker.schedule("earn", {"amount": 1})
+        following = asyncio.create_task(all_events(client, task_id))
+        async with asyncio.timeout(DEADLINE):
+            while task_id not in looker._node.events._listeners:  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+        async with worker:
+            assert logged(await following) == "earned [redacted]\n"

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 
 from lilota_async import Lilota, StoreUnavailable, TaskId
+from lilota_async.errors import ConfigurationError
 from lilota_async.integrations import allow_all
 from lilota_async.integrations.fastapi import router as fastapi_router
 from lilota_async.integrations.starlette import router as starlette_router
@@ -284,3 +285,37 @@ async def test_waiting_for_a_result_ends(
     assert answer.status_code == 202
     assert answer.json()["output"] is None
     assert await lilota.cancel(task_id)
+
+
+async def test_run_again_while_another_has_the_key(
+    client: httpx.AsyncClient, lilota: Lilota
+) -> None:
+    """409, since that one would have to end first."""
+    task_id = await lilota.schedule("fail", "once", unique_key="key")
+    await lilota.wait(task_id, timeout=DEADLINE)
+    held = await lilota.schedule("fail", "again", unique_key="key", delay=3600)
+    answer = await client.post(f"/tasks/{task_id}/retry")
+    assert answer.status_code == 409
+    assert "unique key" in answer.json()["detail"]
+    assert await lilota.cancel(held)
+
+
+async def test_a_task_that_is_deleted_while_its_result_is_awaited(
+    client: httpx.AsyncClient, lilota: Lilota
+) -> None:
+    """404, as for any that is not there."""
+    task_id = await lilota.schedule("add", 1, delay=3600)
+    waiting = asyncio.create_task(client.get(f"/tasks/{task_id}/result", params={"wait": 30}))
+    async with asyncio.timeout(DEADLINE):
+        while task_id not in lilota._node.events._listeners:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+        assert await lilota.delete_task_by_id(task_id)
+        assert (await waiting).status_code == 404
+
+
+async def test_tags_are_several(lilota: Lilota, mount: Mount) -> None:
+    """One text is a mistake of the application's, and not many short tags."""
+    async with client_of(mount(lilota, tags=lambda _: "alice")) as client:
+        with pytest.raises(ConfigurationError, match=r"tags=\['alice'\]"):
+            await client.post("/tasks/add", json=1)
+    assert await lilota.get_all_tasks() == []

@@ -15,6 +15,7 @@ from lilota_async import Lilota, Task
 from lilota_async.errors import ConfigurationError
 from lilota_async.integrations import allow_all
 from lilota_async.integrations.authorization import Guard
+from lilota_async.integrations.dashboard import dashboard
 from lilota_async.integrations.fastapi import router as fastapi_router
 from lilota_async.integrations.starlette import router
 from tests.api.support import MakeLilota
@@ -171,11 +172,36 @@ async def test_own_pages_and_other_clients_may(lilota: Lilota, headers: dict[str
         assert (await client.post("/add", json=1, headers=headers)).status_code == 202
 
 
-@pytest.mark.parametrize("origins", ["https://a.example", ["a.example"], ["https://a/b"], [3]])
+@pytest.mark.parametrize(
+    "origins",
+    ["https://a.example", ["a.example"], ["https://a/b"], ["https://a?b"], ["http://["], [3], 5],
+)
 def test_origins_are_checked(origins: Any) -> None:
     """A text instead of a list, or what is no origin, is refused at once."""
     with pytest.raises(ConfigurationError):
         Guard(allow_all, origins)
+
+
+@pytest.mark.parametrize("make", [router, fastapi_router, dashboard])
+@pytest.mark.parametrize("wrong", [None, Lilota, "sqlite:///lilota.db"], ids=str)
+def test_a_lilota_is_required(make: Any, wrong: Any) -> None:
+    """What is none is refused before the first request."""
+    with pytest.raises(ConfigurationError, match="must be a Lilota"):
+        make(wrong, authorize=allow_all)
+
+
+@pytest.mark.parametrize("make", [router, fastapi_router])
+def test_tags_come_from_a_callable(make: Any) -> None:
+    """Tags that are the same for all are refused with what to give."""
+    with pytest.raises(ConfigurationError, match="tags must be a callable"):
+        make(Lilota(), authorize=allow_all, tags=["web"])
+
+
+def test_show_unregistered_is_a_yes_or_a_no() -> None:
+    """A text that means no does not show what is secret."""
+    wrong: Any = "no"
+    with pytest.raises(ConfigurationError, match="show_unregistered must be True or False"):
+        dashboard(Lilota(), authorize=allow_all, show_unregistered=wrong)
 
 
 @pytest.mark.parametrize("redact", ["password", b"x", 3, [""], [3]])

@@ -15,14 +15,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lilota_async.errors import LilotaError, TaskIsRunning
-from lilota_async.integrations.authorization import Authorize, Guard
+from lilota_async.errors import LilotaError
+from lilota_async.integrations.authorization import Authorize, Guard, check_lilota
 from lilota_async.integrations.dashboard.actions import Actions
 from lilota_async.integrations.dashboard.live import Live
 from lilota_async.integrations.dashboard.pages import Pages
 from lilota_async.integrations.dashboard.rendering import Renderer
 from lilota_async.integrations.dashboard.snapshots import Snapshots
-from lilota_async.integrations.problems import unavailable
+from lilota_async.integrations.problems import refusal, unavailable
+from lilota_async.options import checked_flag
 
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
@@ -60,6 +61,8 @@ def dashboard(
     Example:
         >>> app.mount("/lilota", dashboard(lilota, authorize=lambda request, *_: is_admin(request)))
     """
+    check_lilota(lilota)
+    checked_flag("show_unregistered", show_unregistered)
     guard = Guard(authorize, trusted_origins)
     renderer = Renderer()
     snapshots = Snapshots(lilota)
@@ -102,10 +105,10 @@ def _answering(
         except HTTPException as error:
             detail = str(error.detail)
             return await renderer.problem(request, error.status_code, detail, error.headers)
-        except TaskIsRunning:
-            detail = "A running task cannot be deleted; cancel it first"
-            return await renderer.problem(request, 409, detail)
         except LilotaError as error:
+            refused = refusal(error)
+            if refused is not None:
+                return await renderer.problem(request, *refused)
             trouble = unavailable(error)
             if trouble is None:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,8 +17,12 @@ from starlette.responses import Response
 from lilota_async.errors import LilotaError
 from lilota_async.integrations.authorization import Guard
 from lilota_async.integrations.dashboard.actions import id_of
-from lilota_async.integrations.payloads import Redaction, masked
-from lilota_async.integrations.streams import RECONNECT_MILLISECONDS, event_stream, has_seen_end
+from lilota_async.integrations.streams import (
+    RECONNECT_MILLISECONDS,
+    MaskedLog,
+    event_stream,
+    has_seen_end,
+)
 
 if TYPE_CHECKING:
     from lilota_async.core import Lilota
@@ -30,6 +35,7 @@ STEP_SECONDS = 0.25
 """How soon a page follows the next step of a task."""
 
 Render = Callable[[Request], Awaitable[str]]
+logger = logging.getLogger("lilota_async")
 
 
 class Live:
@@ -66,8 +72,9 @@ class Live:
             try:
                 async for event in events:
                     await queue.put(event)
-            finally:
-                await queue.put(None)
+            except Exception:
+                logger.exception("The stream of a page failed")
+            await queue.put(None)  # not when it is cancelled: nobody may take anything any more
 
         streams = [
             asyncio.create_task(pump(events))
@@ -91,13 +98,12 @@ class Live:
         while True:
             task = await self._row(request)
             if task is not None and not has_seen_end(after, task):
-                secrets = Redaction(self._lilota.settings_of(task.name)).secrets_of(task)
+                log = MaskedLog(self._lilota, task)
                 with suppress(LilotaError):
                     async for event in self._lilota.watch(task_id, after):
                         after = event.position
                         if event.log:
-                            text = masked(event.log, secrets)
-                            data = {"text": text, "attempt": event.attempt}
+                            data = {"text": await log.text(event), "attempt": event.attempt}
                             body = msgspec.json.encode(data).decode()
                             yield ServerSentEvent(body, event="log", sep="\n")
             await asyncio.sleep(LOOK_SECONDS)

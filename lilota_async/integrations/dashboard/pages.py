@@ -110,6 +110,12 @@ class Pages:
             "error": filters.error,
         }
         kept = {key: str(value) for key, value in given.items() if value}
+        # Whether a text is found in a message tells what the message does not show.
+        found = [
+            task
+            for task in await self._visible(request, page.tasks)
+            if filters.error is None or not self._hides_message(task.name)
+        ]
         older = None if page.next is None else urlencode({**kept, "before": str(page.next)})
         return await self._renderer.fragment(
             request,
@@ -120,7 +126,7 @@ class Pages:
                     *views.reason(task, self._hides_message(task.name)),
                     views.seconds_taken(task),
                 )
-                for task in await self._visible(request, page.tasks)
+                for task in found
             ],
             older=older,
             newest=urlencode(kept) if before is not None else None,

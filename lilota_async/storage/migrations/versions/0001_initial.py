@@ -99,6 +99,7 @@ def _create_node_table() -> None:
         sa.Column("pid_started", sa.BigInteger(), nullable=False),
         sa.Column("started_at", UtcDateTime(), nullable=False),
         sa.Column("last_seen_at", UtcDateTime(), nullable=False),
+        sa.Column("lease_seconds", sa.Float(53), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
         sa.Column("version", sa.String(50), nullable=False),
         sa.Column("names", Json(), nullable=True),
