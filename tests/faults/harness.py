@@ -29,6 +29,7 @@ DEADLINE = 60.0
 POLL_SECONDS = 0.02
 RESTING_SECONDS = 0.1
 ORPHAN_SECONDS = 5.0
+LOCKED_SECONDS = 0.2  # for longer only one that stands still holds the lock of SQLite
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
@@ -103,9 +104,18 @@ class Replica:
         return code
 
     def freeze(self) -> None:
-        """SIGSTOP; its task processes go on."""
+        """SIGSTOP, while it does not hold the lock of SQLite; its task processes go on."""
         self._frozen_at = time.time()
+        self._stand_still()
+        while not self._run.tables.is_writable(within=LOCKED_SECONDS):
+            os.kill(self.pid, signal.SIGCONT)
+            time.sleep(POLL_SECONDS)
+            self._stand_still()
+
+    def _stand_still(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")  # one may still come back from a system call
+        wait_until(lambda: all(map(_has_stopped, threads.glob("*/stat"))), "the stop")
 
     def thaw(self) -> None:
         """SIGCONT."""
@@ -237,6 +247,13 @@ class Run:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue  # a zombie has no environment, and nobody here to bury it
         return found
+
+
+def _has_stopped(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in ("T", "Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # that thread has ended
 
 
 async def _make_tables(url: str) -> None:

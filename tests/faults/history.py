@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,17 @@ class Tables:
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+
+    def is_writable(self, *, within: float) -> bool:
+        """Whether nobody holds the lock that SQLite has one of, for so many seconds."""
+        if not self.is_sqlite:
+            return True
+        with closing(sqlite3.connect(str(self._url.database), timeout=within)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     @contextmanager
     def connect(self) -> Iterator[Any]:
