@@ -67,8 +67,11 @@ class DependencyRows:
         )
         self._forget = text("DELETE FROM lilota_dependency WHERE task_id = :task_id")
         self._release = text(f"""
-            UPDATE lilota_task SET run_at = :run_at
-            WHERE id = :id AND {dialect.is_pending} AND run_at >= :blocked""")
+            UPDATE lilota_task SET run_at =
+                CASE WHEN :not_before > {dialect.now} THEN :not_before ELSE {dialect.now} END
+            WHERE id = :id AND {dialect.is_pending} AND run_at >= :blocked""").bindparams(
+            bindparam("not_before", type_=UtcDateTime), bindparam("blocked", type_=UtcDateTime)
+        )
         self._cancel = text(f"""
             UPDATE lilota_task SET status = 'cancelled', end_date_time = {dialect.now},
                 exception = :exception
@@ -150,7 +153,8 @@ class DependencyRows:
         # second one to get here sees that the first is gone.
         locked = await self._rows(c, self._lock, children)
         pending = {row.id for row in locked if row.status == TaskStatus.PENDING}
-        held = (children - {row.id for row in locked}) & await self.known(c, children)
+        missing = children - {row.id for row in locked}
+        held = await self.known(c, missing) if missing else set()
         mine = [edge for edge in edges if edge.task not in held]
         if not mine:
             return Released(held=bool(held))
@@ -167,13 +171,8 @@ class DependencyRows:
         return Released(due=tuple(due), cancelled=tuple(failed), dropped=len(mine), held=bool(held))
 
     async def _make_due(self, c: AsyncConnection, edges: Iterable[Edge]) -> None:
-        now, time = await self._store.clock(c), self._store.dialect.time
         rows = [
-            {
-                "id": self._key(edge.task),
-                "run_at": time(max(now, edge.not_before or now)),
-                "blocked": time(BLOCKED),
-            }
+            {"id": self._key(edge.task), "not_before": edge.not_before, "blocked": BLOCKED}
             for edge in edges
         ]
         if rows:
