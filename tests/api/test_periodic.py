@@ -17,6 +17,7 @@ from lilota_async.ticks import Every
 from tests.api.support import DEADLINE, MakeLilota
 from tests.api.tasks import add, echo_or_default, nominal_time, nothing
 
+LATE = timedelta(seconds=5)  # no tick is, on a machine with much else to do
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 
@@ -49,7 +50,7 @@ async def running(*lilotas: Any) -> AsyncIterator[None]:
 
 
 async def test_three_nodes(make_lilota: MakeLilota, database_url: str) -> None:
-    """Each tick of two seconds runs once, in time by the clock of the database."""
+    """Each tick runs once, in time by the clock of the database."""
     lilotas = [make_lilota(db_url=database_url) for _ in range(3)]
     for lilota in lilotas:
         lilota.register(every=timedelta(seconds=0.2), executor="thread")(nothing)
@@ -67,7 +68,7 @@ async def test_three_nodes(make_lilota: MakeLilota, database_url: str) -> None:
     assert ticks == [next(expected) for _ in ticks]
     for task in found:
         assert task.nominal_time is not None
-        assert timedelta(0) <= task.created_at - task.nominal_time < timedelta(seconds=1)
+        assert timedelta(0) <= task.created_at - task.nominal_time < LATE
         assert (task.attempts, task.run_at) == (1, task.nominal_time)
 
 
@@ -87,7 +88,7 @@ async def test_the_clock_of_a_node_does_not_matter(
     (task, *_) = found
     assert task.nominal_time is not None
     assert abs(task.nominal_time.timestamp() - real() / 1e9) < 30
-    assert timedelta(0) <= task.created_at - task.nominal_time < timedelta(seconds=1)
+    assert timedelta(0) <= task.created_at - task.nominal_time < LATE
 
 
 async def test_a_task_knows_its_nominal_time(make_lilota: MakeLilota) -> None:

@@ -135,7 +135,7 @@ async def test_starting_cells_does_not_stop_the_loop(method: str) -> None:
                 await asyncio.sleep(0.001)
                 lag = max(lag, time.perf_counter() - started - 0.001)
             lags.append(lag)
-        assert sorted(lags)[2] < 0.02  # the median: other processes want the processor too
+        assert min(lags) < 0.02  # what blocks does so each time; others want the processor too
 
 
 async def test_what_keeps_a_process_from_starting_is_said(
