@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -13,7 +14,7 @@ from lilota_async.storage.dialect import PAUSED
 from lilota_async.storage.limited import ALL
 from lilota_async.storage.rows import RowDialect, RowStore
 from lilota_async.storage.store import in_order_of_keys
-from lilota_async.storage.transitions import NewTask
+from lilota_async.storage.transitions import Finish, NewTask
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,7 +35,34 @@ _INSERT_END = " ON DUPLICATE KEY UPDATE id = lilota_task.id"
 # Well within the default max_allowed_packet of 16 MB, with every character escaped.
 _STATEMENT_CHARACTERS = 4_000_000
 _STATEMENT_ROWS = 500
+# Derived tables: the rows of a batch come as values, and each finds its own by the primary key.
+_START = f"""
+UPDATE ({{}}) AS new STRAIGHT_JOIN lilota_task AS task ON task.id = new.id
+SET task.status = 'running', task.attempts = task.attempts + 1, task.pid = new.pid,
+    task.locked_by = %s, task.start_date_time = {_NOW}, task.end_date_time = NULL,
+    task.progress_percentage = 0, task.cancel_requested_at = NULL"""
+_STARTED = ("id", "pid")
+_END = f"""
+UPDATE ({{}}) AS new STRAIGHT_JOIN lilota_task AS task ON task.id = new.id
+    AND task.attempts = new.attempt AND task.locked_by = new.node AND task.status = 'running'
+SET task.status = new.status, task.end_date_time = {_NOW}, task.output = new.output,
+    task.exception = new.exception,
+    task.progress_percentage = COALESCE(new.progress, task.progress_percentage),
+    task.cpu_seconds = new.cpu, task.peak_memory_bytes = new.memory, task.log = new.log"""
+_ENDED = (
+    "id",
+    "attempt",
+    "node",
+    "status",
+    "progress",
+    "output",
+    "exception",
+    "cpu",
+    "memory",
+    "log",
+)
 _READ_PAUSED = text(PAUSED.strip("()"))
+Row = TypeVar("Row")
 
 
 class MariadbDialect(RowDialect):
@@ -84,11 +112,42 @@ class MariadbStore(RowStore):
             paused = set((await c.execute(_READ_PAUSED)).scalars())
             held = {task.id for task in tasks if task.node_id and paused & {task.name, ALL}}
             tasks = [task for task in tasks if task.id not in held]
-        for chunk in _chunks(tasks):
+        for chunk in _chunks(tasks, _size_of_new):
             statement = _INSERT + ", ".join([_INSERT_ROW] * len(chunk)) + _INSERT_END
             values = [value for task in chunk for value in self._values(task)]
             await c.exec_driver_sql(statement, tuple(values))
         return held | await self._refused(c, tasks)
+
+    async def _start(
+        self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
+    ) -> None:
+        values = [value for row, pid in chosen for value in (row.id, pid)]
+        statement = _START.format(_derived(_STARTED, len(chosen)))
+        await c.exec_driver_sql(statement, (*values, self._key(node_id)))
+
+    async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+        if len({finish.attempt.id for finish in finishes}) < len(finishes):
+            return await super()._end(c, finishes)  # the first end of an attempt counts
+        written = 0
+        for chunk in _chunks(finishes, _size_of_end):
+            statement = _END.format(_derived(_ENDED, len(chunk)))
+            values = [value for finish in chunk for value in self._values_of_end(finish)]
+            written += (await c.exec_driver_sql(statement, tuple(values))).rowcount
+        return written
+
+    def _values_of_end(self, finish: Finish) -> tuple[Any, ...]:
+        return (
+            self._key(finish.attempt.id),
+            finish.attempt.number,
+            self._key(finish.attempt.node_id),
+            finish.status.value,
+            finish.progress,
+            finish.output,
+            finish.exception,
+            finish.cost.cpu_seconds,
+            finish.cost.peak_memory_bytes,
+            finish.cost.log,
+        )
 
     def _values(self, task: NewTask) -> tuple[Any, ...]:
         owner = self._owner(task)
@@ -124,15 +183,31 @@ class MariadbStore(RowStore):
         }
 
 
-def _chunks(tasks: Sequence[NewTask]) -> Iterator[list[NewTask]]:
-    chunk: list[NewTask] = []
+def _derived(columns: Sequence[str], rows: int) -> str:
+    """The SQL of so many rows of values with these columns."""
+    first = ", ".join(f"%s AS {column}" for column in columns)
+    others = ", ".join(["%s"] * len(columns))
+    return " UNION ALL SELECT ".join([f"SELECT {first}"] + [others] * (rows - 1))
+
+
+def _size_of_new(task: NewTask) -> int:
+    return len(task.input or "") + len(task.tags or "")
+
+
+def _size_of_end(finish: Finish) -> int:
+    return sum(map(len, filter(None, (finish.output, finish.exception, finish.cost.log))))
+
+
+def _chunks(rows: Sequence[Row], size_of: Callable[[Row], int]) -> Iterator[list[Row]]:
+    """The rows for each statement: no more than a server takes."""
+    chunk: list[Row] = []
     characters = 0
-    for task in tasks:
-        size = len(task.input or "") + len(task.tags or "")
+    for row in rows:
+        size = size_of(row)
         if chunk and (len(chunk) == _STATEMENT_ROWS or characters + size > _STATEMENT_CHARACTERS):
             yield chunk
             chunk, characters = [], 0
-        chunk.append(task)
+        chunk.append(row)
         characters += size
     if chunk:
         yield chunk

@@ -212,6 +212,41 @@ async def test_texts_are_stored_byte_for_byte(database: Database, store: Store) 
         assert stored_output == content
 
 
+async def test_a_batch_of_ends_keeps_each_value(database: Database, store: Store) -> None:
+    """Whatever the others have in that place: nothing, something shorter, or less exact."""
+    await insert(database, store, [new_task() for _ in range(4)])
+    attempts = [task.attempt for task in await claim(database, store)]
+    costs = [
+        Cost(),
+        Cost(cpu_seconds=0.1234567890123456, peak_memory_bytes=1, log="é 😀 \\ ' % %s :a ? $1 "),
+        Cost(cpu_seconds=98765.5, peak_memory_bytes=2**40, log='"' * 100_000),
+        Cost(cpu_seconds=1e-9, log=""),
+    ]
+    finishes = [
+        Finish(attempt=attempt, status=status, cost=cost, output=output, exception=exception)
+        for attempt, status, cost, output, exception in zip(
+            attempts,
+            [TaskStatus.FAILED, *[TaskStatus.COMPLETED] * 3],
+            costs,
+            [None, "1.0", '"' + "x" * 3_000_000 + '"', '"\\u0001 "'],
+            ['{"kind":"crash"}', None, None, None],
+            strict=True,
+        )
+    ]
+    assert await finish(database, store, *finishes) == [True] * 4
+    for end in finishes:
+        row = await row_of(database, end.attempt.id)
+        cost = Cost(
+            cpu_seconds=row.cpu_seconds, peak_memory_bytes=row.peak_memory_bytes, log=row.log
+        )
+        texts = await raw(
+            database,
+            "SELECT output, exception FROM lilota_task WHERE id = :id",
+            id=store.dialect.key(end.attempt.id),
+        )
+        assert (row.status, cost, *texts) == (end.status, end.cost, (end.output, end.exception))
+
+
 async def test_the_first_of_two_ends_counts(database: Database, store: Store) -> None:
     """Also when both come in one batch."""
     if database.dialect == "postgresql":
