@@ -12,7 +12,7 @@ from sqlalchemy import text
 from lilota_async.models.values import TaskId
 from lilota_async.storage.dialect import PAUSED
 from lilota_async.storage.limited import ALL
-from lilota_async.storage.rows import RowDialect, RowStore
+from lilota_async.storage.rows import ENDED, RowDialect, RowStore
 from lilota_async.storage.store import in_order_of_keys
 from lilota_async.storage.transitions import Finish, NewTask
 
@@ -41,7 +41,6 @@ UPDATE ({{}}) AS new STRAIGHT_JOIN lilota_task AS task ON task.id = new.id
 SET task.status = 'running', task.attempts = task.attempts + 1, task.pid = new.pid,
     task.locked_by = %s, task.start_date_time = {_NOW}, task.end_date_time = NULL,
     task.progress_percentage = 0, task.cancel_requested_at = NULL"""
-_STARTED = ("id", "pid")
 _END = f"""
 UPDATE ({{}}) AS new STRAIGHT_JOIN lilota_task AS task ON task.id = new.id
     AND task.attempts = new.attempt AND task.locked_by = new.node AND task.status = 'running'
@@ -49,18 +48,6 @@ SET task.status = new.status, task.end_date_time = {_NOW}, task.output = new.out
     task.exception = new.exception,
     task.progress_percentage = COALESCE(new.progress, task.progress_percentage),
     task.cpu_seconds = new.cpu, task.peak_memory_bytes = new.memory, task.log = new.log"""
-_ENDED = (
-    "id",
-    "attempt",
-    "node",
-    "status",
-    "progress",
-    "output",
-    "exception",
-    "cpu",
-    "memory",
-    "log",
-)
 _READ_PAUSED = text(PAUSED.strip("()"))
 Row = TypeVar("Row")
 
@@ -122,32 +109,16 @@ class MariadbStore(RowStore):
         self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
     ) -> None:
         values = [value for row, pid in chosen for value in (row.id, pid)]
-        statement = _START.format(_derived(_STARTED, len(chosen)))
+        statement = _START.format(_derived(("id", "pid"), len(chosen)))
         await c.exec_driver_sql(statement, (*values, self._key(node_id)))
 
     async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
-        if len({finish.attempt.id for finish in finishes}) < len(finishes):
-            return await super()._end(c, finishes)  # the first end of an attempt counts
         written = 0
         for chunk in _chunks(finishes, _size_of_end):
-            statement = _END.format(_derived(_ENDED, len(chunk)))
+            statement = _END.format(_derived(ENDED, len(chunk)))
             values = [value for finish in chunk for value in self._values_of_end(finish)]
             written += (await c.exec_driver_sql(statement, tuple(values))).rowcount
         return written
-
-    def _values_of_end(self, finish: Finish) -> tuple[Any, ...]:
-        return (
-            self._key(finish.attempt.id),
-            finish.attempt.number,
-            self._key(finish.attempt.node_id),
-            finish.status.value,
-            finish.progress,
-            finish.output,
-            finish.exception,
-            finish.cost.cpu_seconds,
-            finish.cost.peak_memory_bytes,
-            finish.cost.log,
-        )
 
     def _values(self, task: NewTask) -> tuple[Any, ...]:
         owner = self._owner(task)

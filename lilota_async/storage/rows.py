@@ -1,4 +1,4 @@
-"""SQLite and MariaDB: a batch goes row by row through `executemany`, in one transaction."""
+"""SQLite and MariaDB: what their batches have in common."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ _UNREADABLE = (
     '{"kind":"error","type":"UnreadableRow","message":"the row was edited: its id is not 32 '
     'lowercase hexadecimal digits, or its attempts are no number","traceback":""}'
 )
+ENDED = (
+    "id",
+    "attempt",
+    "node",
+    "status",
+    "progress",
+    "output",
+    "exception",
+    "cpu",
+    "memory",
+    "log",
+)
 _FENCE = "id = :id AND attempts = :attempt AND locked_by = :node AND status = 'running'"
 
 
@@ -40,7 +52,7 @@ class RowDialect(Dialect):
 
 
 class RowStore(Store):
-    """The batches, one row at a time."""
+    """Ends and claims as one statement each, in the words of the database; the rest row by row."""
 
     def __init__(self, dialect: RowDialect) -> None:
         super().__init__(dialect)
@@ -54,11 +66,6 @@ class RowStore(Store):
             ORDER BY priority DESC, run_at, id LIMIT :limit {dialect.for_claim}""").bindparams(
             bindparam("names", expanding=True)
         )
-        self._claim = text(f"""
-            UPDATE lilota_task SET status = 'running', attempts = attempts + 1, pid = :pid,
-                locked_by = :node, start_date_time = {now}, end_date_time = NULL,
-                progress_percentage = 0, cancel_requested_at = NULL
-            WHERE id = :id""")
         self._refusal = text(f"""
             UPDATE lilota_task SET status = 'failed', end_date_time = {now},
                 exception = :exception
@@ -127,34 +134,43 @@ class RowStore(Store):
         self, c: AsyncConnection, node_id: UUID, chosen: Sequence[tuple[Any, int]]
     ) -> None:
         """pending -> running, in these processes."""
-        node = self._key(node_id)
-        await c.execute(
-            self._claim, [{"id": row.id, "pid": pid, "node": node} for row, pid in chosen]
-        )
+        raise NotImplementedError
 
     async def refuse(self, c: AsyncConnection, keys: Sequence[Any]) -> None:
         """pending -> failed, for rows that no attempt can be made of."""
         await c.execute(self._refusal, [{"id": key, "exception": _UNREADABLE} for key in keys])
 
     async def finish(self, c: AsyncConnection, finishes: Sequence[Finish]) -> list[bool]:
-        if await self._end(c, finishes) == len(finishes):
+        is_repeated = len({finish.attempt.id for finish in finishes}) < len(finishes)
+        end = self._end_each if is_repeated else self._end  # the first end of an attempt counts
+        if await end(c, finishes) == len(finishes):
             return [True] * len(finishes)
         wanted = [(finish.attempt, finish.status.value) for finish in finishes]
         return await self._are_so(c, wanted)
 
-    async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+    async def _end_each(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
         """running -> final, for those that are not fenced off: how many."""
-        parameters = [
-            {
-                **self._fence(finish.attempt),
-                **_outcome(finish),
-                "status": finish.status.value,
-                "progress": finish.progress,
-                "output": finish.output,
-            }
-            for finish in finishes
-        ]
-        return (await c.execute(self._finish, parameters)).rowcount
+        rows = [dict(zip(ENDED, self._values_of_end(finish), strict=True)) for finish in finishes]
+        return (await c.execute(self._finish, rows)).rowcount
+
+    async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
+        """The same for attempts of different tasks."""
+        raise NotImplementedError
+
+    def _values_of_end(self, finish: Finish) -> tuple[Any, ...]:
+        """The values of the columns `ENDED`."""
+        return (
+            self._key(finish.attempt.id),
+            finish.attempt.number,
+            self._key(finish.attempt.node_id),
+            finish.status.value,
+            finish.progress,
+            finish.output,
+            finish.exception,
+            finish.cost.cpu_seconds,
+            finish.cost.peak_memory_bytes,
+            finish.cost.log,
+        )
 
     async def requeue(self, c: AsyncConnection, requeues: Sequence[Requeue]) -> list[bool]:
         # One by one: afterwards the row does not tell whose attempt it was.

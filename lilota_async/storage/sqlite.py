@@ -103,21 +103,5 @@ class SqliteStore(RowStore):
         await c.execute(sql.CLAIM, {"node_id": self._key(node_id), **sql.encode(rows)})
 
     async def _end(self, c: AsyncConnection, finishes: Sequence[Finish]) -> int:
-        if len({finish.attempt.id for finish in finishes}) < len(finishes):
-            return await super()._end(c, finishes)  # the first end of an attempt counts
-        rows = (
-            (
-                self._key(finish.attempt.id),
-                finish.attempt.number,
-                self._key(finish.attempt.node_id),
-                finish.status.value,
-                finish.progress,
-                finish.output,
-                finish.exception,
-                finish.cost.cpu_seconds,
-                finish.cost.peak_memory_bytes,
-                finish.cost.log,
-            )
-            for finish in finishes
-        )
+        rows = map(self._values_of_end, finishes)
         return (await c.execute(sql.FINISH, sql.encode(rows))).rowcount

@@ -12,12 +12,13 @@ import msgspec
 from sqlalchemy import text
 
 from lilota_async.storage.dialect import PAUSED
+from lilota_async.storage.rows import ENDED
 
 # SQLite has milliseconds; the zeros make the text comparable with microseconds.
 NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 # By primary key, one row each: with the sign, an owner's index is none to choose.
 _FENCE = """task.id = new.id AND task.attempts = new.attempt
-    AND +task.locked_by = new.node_id AND +task.status = 'running'"""
+    AND +task.locked_by = new.node AND +task.status = 'running'"""
 
 
 def later(seconds: str) -> str:
@@ -78,18 +79,5 @@ UPDATE lilota_task AS task SET status = new.status, end_date_time = {NOW}, outpu
     exception = new.exception,
     progress_percentage = COALESCE(new.progress, task.progress_percentage),
     cpu_seconds = new.cpu, peak_memory_bytes = new.memory, log = new.log
-FROM {
-    _rows(
-        "id",
-        "attempt",
-        "node_id",
-        "status",
-        "progress",
-        "output",
-        "exception",
-        "cpu",
-        "memory",
-        "log",
-    )
-}
+FROM {_rows(*ENDED)}
 WHERE {_FENCE}""")
