@@ -302,7 +302,8 @@ class Chaos:
                 what = f"{new.status}, attempt {new.attempts}, of process {owner}"
                 self._note(change.wall, f"task {change.id}: {what}")
         for node in self._run.tables.node_history():
-            self._note(node.wall, f"process {node.pid}: its node's {node.kind}")
+            if node.kind != "update":
+                self._note(node.wall, f"process {node.pid}: its node's {node.kind}")
 
     def _takeovers(self) -> list[float]:
         """Seconds from each loss to its takeover, from when the database was there for it."""

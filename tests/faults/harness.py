@@ -28,7 +28,7 @@ RUN_VARIABLE = "LILOTA_FAULTS_RUN"
 DEADLINE = 60.0
 POLL_SECONDS = 0.02
 RESTING_SECONDS = 0.1
-ORPHAN_SECONDS = 5.0
+ORPHAN_SECONDS = 15.0
 LOCKED_SECONDS = 0.2  # for longer only one that stands still holds the lock of SQLite
 
 
@@ -233,7 +233,8 @@ class Run:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
-        end = time.monotonic() + 5.0  # the server notices the end of its client by and by
+        # The server notices the end of its client by and by.
+        end = time.monotonic() + ORPHAN_SECONDS
         while (left := int(self.tables.fetch(others)[0][0])) and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
         return left

@@ -44,7 +44,7 @@ BEGIN
         replace(COALESCE(NEW.id, OLD.id)::text, '-', ''), COALESCE(NEW.pid, OLD.pid);
     RETURN NULL;
 END $$;
-CREATE TRIGGER faults_note_node AFTER INSERT OR DELETE ON lilota_node
+CREATE TRIGGER faults_note_node AFTER INSERT OR UPDATE OR DELETE ON lilota_node
     FOR EACH ROW EXECUTE FUNCTION faults_note_node();
 """
 
@@ -73,7 +73,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeChange:
-    """A node that registered (`kind` is `insert`) or was removed (`delete`)."""
+    """A node that registered (`kind` is `insert`), renewed (`update`) or was removed (`delete`)."""
 
     wall: float
     kind: str
@@ -167,7 +167,7 @@ class Tables:
         ]
 
     def node_history(self) -> list[NodeChange]:
-        """Every node that came or went, in order."""
+        """Every node that came, renewed its lease or went, in order."""
         found = self.fetch("SELECT wall, kind, id, pid FROM faults_nodes ORDER BY seq")
         return [NodeChange(wall=row[0], kind=row[1], id=row[2], pid=row[3]) for row in found]
 
@@ -221,7 +221,7 @@ def _sqlite_task_triggers() -> Iterator[str]:
 
 
 def _sqlite_node_triggers() -> Iterator[str]:
-    for kind, row in (("INSERT", "NEW"), ("DELETE", "OLD")):
+    for kind, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
         yield (
             f"CREATE TRIGGER faults_node_{kind} AFTER {kind} ON lilota_node BEGIN"
             " INSERT INTO faults_nodes (wall, kind, id, pid)"

@@ -4,9 +4,9 @@ I1  Every acknowledged id has a row, and at rest every row is final.
 I2  What runs has a row; every row was asked for, once; what was refused has none.
 I3  An attempt starts at most once, after it was committed; starts never exceed attempts.
 I4  Attempts never exceed what is allowed.
-I5  No two runs of one id overlap, but for a node that was frozen past its lease.
+I5  No two runs of one id overlap, but for a node that was silent for its lease.
 I6  `completed` follows an `end` of that very attempt, with its output.
-I7  Transitions are legal, and nobody takes a task from a node that lives.
+I7  Transitions are legal, and nobody takes a task from a node that lives and renews its lease.
 I8  A task that must not be repeated is started at most once.
 
 I9, that nothing is left behind after `stop()`, is looked at where processes are (`harness`).
@@ -117,6 +117,9 @@ class Case:
         self._starts: dict[str, list[Entry]] = defaultdict(list)
         self._runs: dict[str, list[Run]] = defaultdict(list)
         self._history: dict[str, list[Change]] = defaultdict(list)
+        self._nodes: dict[str, list[NodeChange]] = defaultdict(list)
+        for node in evidence.nodes:
+            self._nodes[node.id].append(node)
         self._pids = {change.id: change.pid for change in evidence.nodes if change.kind == "insert"}
         for each in evidence.history:
             self._history[each.id].append(each)
@@ -202,7 +205,7 @@ class Case:
             ordered = sorted(runs, key=lambda run: run.start)
             for earlier, later in pairwise(ordered):
                 overlap = earlier.end > later.start + CLOCK_SECONDS
-                if overlap and not self._was_frozen(self._node_of(task_id, earlier), later.start):
+                if overlap and not self._was_silent(self._node_of(task_id, earlier), later.start):
                     what = f"attempts {earlier.attempt} and {later.attempt} ran at the same time"
                     yield Violation(invariant="I5", id=task_id, what=what)
 
@@ -273,9 +276,32 @@ class Case:
         ended = self._facts.ended.get(pid)
         if ended is not None and ended <= wall + CLOCK_SECONDS:
             return None
-        if self._was_frozen(pid, wall):
+        if self._was_silent(old.locked_by, wall):
             return None
         return f"taken from process {pid}, which lives"
+
+    def _was_silent(self, node: str | None, wall: float) -> bool:
+        """Whether it had lost its lease by this moment: it stood still, or was too slow.
+
+        One that was too slow has noticed it, and registered again. When its row was removed,
+        the last renewal that the database has seen was a lease ago, whyever that was.
+        """
+        if node is None:
+            return False
+        pid = self._pids.get(node)
+        if self._was_frozen(pid, wall):
+            return True
+        changes = self._nodes[node]
+        for number, (last, change) in enumerate(pairwise(changes), start=2):
+            silence = change.wall - last.wall
+            is_over = silence > self._facts.lease_seconds - HEARTBEAT_LATE_SECONDS
+            if change.kind != "delete" or change.wall > wall + CLOCK_SECONDS or not is_over:
+                continue
+            came_back = any(each.kind == "insert" for each in changes[number:])
+            stood = any(f.pid == pid and f.start <= change.wall for f in self._facts.freezes)
+            if came_back or stood:
+                return True
+        return False
 
     def _was_frozen(self, pid: int | None, wall: float) -> bool:
         """Whether it had been silent for a lease by this moment, for it stood still."""
@@ -287,10 +313,10 @@ class Case:
             for freeze in self._facts.freezes
         )
 
-    def _node_of(self, task_id: str, run: Run) -> int | None:
+    def _node_of(self, task_id: str, run: Run) -> str | None:
         for change in self._history[task_id]:
             if change.new and _is_claim(change) and change.new.attempts == run.attempt:
-                return self._pids.get(change.new.locked_by or "")
+                return change.new.locked_by
         return None
 
 

@@ -28,7 +28,7 @@ from tests.faults.tasks import MAX_ATTEMPTS, NAMES, Work, register
 AT_A_TIME = 8
 TRIES = 3
 STOP_SECONDS = 60.0
-THREAD_SECONDS = 0.5
+THREAD_SECONDS = 5.0
 NO_DATABASE = 3  # the exit code of one whose start() has found none
 
 

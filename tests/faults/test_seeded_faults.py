@@ -49,7 +49,7 @@ def _neighbour(run: Run, fault: str | None) -> None:
     nodes = [run.start(load=load, fault=fault)]
     wait_until(lambda: run.started(2), "the start of its tasks")
     nodes.append(run.start().wait_until_ready())
-    end = time.monotonic() + 4 * LEASE
+    end = time.monotonic() + (4 * LEASE if fault is None else DEADLINE / 2)
     while not run.started(3) and time.monotonic() < end:  # what only a fault starts again
         time.sleep(0.05)
     for attempt in (1, 2, 3):
@@ -69,7 +69,9 @@ def _freeze(run: Run, fault: str | None) -> None:
     run.release(1)  # its own processes come to their ends while it stands still
     wait_until(lambda: run.started(2, "end"), "the ends of its own attempts")
     frozen.thaw()
-    time.sleep(0.5)
+    end = time.monotonic() + (0.5 if fault is None else DEADLINE / 2)
+    while run.tables.unfinished() == 2 and time.monotonic() < end:  # what only a fault ends now
+        time.sleep(0.05)
     run.release(2)
     run.wait_for_rest(_patience(fault))
     for node in (frozen, other):
@@ -89,7 +91,8 @@ def _death(run: Run, fault: str | None) -> None:
 
 def _stop(run: Run, fault: str | None) -> None:
     """A node is stopped in order while it runs tasks."""
-    node = run.start(load=Load(tasks=4, seconds=(0.5, 0.6)), drain=False, fault=fault)
+    load = Load(tasks=4, seconds=(1.0, 1.1), patient=1.0)
+    node = run.start(load=load, drain=False, fault=fault)
     wait_until(lambda: run.started(2), "the start of its tasks")
     node.stop()
     after = run.start().wait_until_ready()

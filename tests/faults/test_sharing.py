@@ -27,11 +27,14 @@ def _workers(run: Run) -> Counter[int]:
 def test_two_nodes_share_a_backlog(make_run: MakeRun, fast_database_url: str) -> None:
     """What waits when both come is done by both, each task once."""
     run = make_run(fast_database_url)
-    source = run.start(processes=0, load=Load(tasks=BACKLOG, seconds=(0.03, 0.04)))
+    load = Load(tasks=BACKLOG, seconds=(0.03, 0.04), holds=True, patient=1.0)
+    source = run.start(processes=0, load=load)
     wait_until(lambda: run.started(BACKLOG, "ack"), "the scheduling")
     nodes = [run.start(), run.start()]
     for node in nodes:
         node.wait_until_ready()
+    wait_until(lambda: run.started(4), "the start of two tasks on each")  # or one would do it all
+    run.release(1)
     assert run.wait_for_rest()
     for node in (source, *nodes):
         node.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from typing import Self
 
@@ -19,11 +20,16 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Bound for as long as it may be wanted again: nobody else gets the port meanwhile.
+        self._held = socket.socket()
         self._port = 0
         self._muted = False
         self.swallowed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self._port = self._held.getsockname()[1]
         await self.restore()
         return self
 
@@ -31,6 +37,7 @@ class Proxy:
         await self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._held.close()
 
     @property
     def url(self) -> str:
@@ -56,11 +63,14 @@ class Proxy:
         self._muted = False
         self.swallowed.clear()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         server_reader, server_writer = await self._open()
-        self._writers |= {writer, server_writer}
+        if writer.transport.is_closing():  # cut off meanwhile
+            server_writer.transport.abort()
+            return
+        self._writers.add(server_writer)
         for task in (
             asyncio.create_task(self._forward(reader, server_writer, answers=False)),
             asyncio.create_task(self._forward(server_reader, writer, answers=True)),

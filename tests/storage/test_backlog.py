@@ -125,7 +125,7 @@ async def test_a_commit_in_doubt_tells_the_ids(
     insert = store.insert
 
     async def hang(c: AsyncConnection, tasks: Sequence[NewTask]) -> set[TaskId[Any]]:
-        await held_by(threading.Event(), seconds=1.0)
+        await held_by(threading.Event(), seconds=2.0)
         return await insert(c, tasks)
 
     monkeypatch.setattr(store, "insert", hang)

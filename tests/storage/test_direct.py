@@ -27,6 +27,7 @@ from lilota_async.storage.store import Store
 from lilota_async.storage.stores import create_store
 from lilota_async.storage.transitions import Attempt, Claim, Cost, Finish, NewTask, Report, Requeue
 from lilota_async.storage.writer import Writer
+from tests.api.support import until
 from tests.databases import Servers
 from tests.storage.support import NODE, ended, new_task, raw, row_of, transacting
 
@@ -201,7 +202,7 @@ async def test_a_closed_connection_is_given_up(database: Database, store: Store)
     async with database.connect() as connection:
         pid = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar()
         await raw(database, f"SELECT pg_terminate_backend({pid}, 5000)")
-        await asyncio.sleep(0.05)  # until the driver has heard of it
+        await until(lambda: store.is_closed(connection), "the driver's hearing of it", 5.0)
         with pytest.raises(DBAPIError) as caught:
             await store.insert(connection, [new_task()])
         assert is_disconnect(caught.value)

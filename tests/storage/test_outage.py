@@ -225,7 +225,7 @@ async def test_a_lost_answer_is_unknown(database_url: str) -> None:
 
 async def test_an_answer_stays_lost(database_url: str) -> None:
     """A commit in doubt is still in doubt when the database does not come back in time."""
-    async with behind_proxy(database_url, store_timeout=0.7) as setting:
+    async with behind_proxy(database_url, store_timeout=2.0) as setting:
         await setting.writer.insert([new_task()])
         setting.proxy.mute()
         inserting = asyncio.ensure_future(setting.writer.insert([new_task()]))
@@ -367,7 +367,7 @@ async def test_a_locked_sqlite_file_is_waited_for(
             writer._link.lose = counted  # type: ignore[method-assign]
             inserting = asyncio.ensure_future(writer.insert([new_task()]))
             # Longer than what a write that breaks connections is allowed.
-            await eventually(lambda: has_been_lost(7))
+            await eventually(lambda: has_been_lost(7), 20.0)
             assert await get_tasks(database) == []
             assert not inserting.done()
             await rollback(other)
