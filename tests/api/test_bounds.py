@@ -14,7 +14,7 @@ from lilota_async.engine import dispatcher
 from lilota_async.errors import ConfigurationError, NotRunning, UnknownTask
 from lilota_async.storage.limited import CROWD
 from lilota_async.storage.transitions import LimitedClaim
-from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, until
+from tests.api.support import DEADLINE, MakeLilota, marked, row, until
 from tests.api.tasks import echo, hold, nothing, sleep, sleep_async
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
@@ -75,7 +75,7 @@ async def test_a_place_that_becomes_free_elsewhere(
             first_end = (await row(nodes[0], first)).end_date_time
             assert first_end is not None
             assert task.start_date_time is not None
-            assert 0 <= (task.start_date_time - first_end).total_seconds() < 3
+            assert 0 <= (task.start_date_time - first_end).total_seconds() < DEADLINE
 
 
 async def test_concurrency_keys(make_lilota: MakeLilota, database_url: str) -> None:
@@ -87,7 +87,9 @@ async def test_concurrency_keys(make_lilota: MakeLilota, database_url: str) -> N
     keys = [f"customer {number % 3}" for number in range(15)]
     async with nodes[0], nodes[1]:
         ids = [
-            await nodes[number % 2].schedule(("one", "two")[number % 2], 0.03, concurrency_key=key)
+            await nodes[number % 2].schedule(
+                ("one", "two")[number % 2], 0.03 if number > 2 else 1.0, concurrency_key=key
+            )
             for number, key in enumerate(keys)
         ]
         tasks = await finished(nodes[0], ids)
@@ -115,13 +117,13 @@ async def test_a_delayed_task_with_a_key(
     """One that waits for its time holds nobody up, and starts when it is due."""
     lilota = make_lilota(echo, db_url=fast_database_url)
     async with lilota:
-        later = await lilota.schedule(echo, 1, concurrency_key="k", delay=1.5)
+        later = await lilota.schedule(echo, 1, concurrency_key="k", delay=3)
         now = await lilota.schedule(echo, 2, concurrency_key="k")
         tasks = await finished(lilota, [now, later])
     assert tasks[0].start_date_time is not None
     assert tasks[0].start_date_time < tasks[1].run_at
     assert tasks[1].start_date_time is not None
-    assert (tasks[1].start_date_time - tasks[1].run_at).total_seconds() < 0.5
+    assert tasks[1].start_date_time >= tasks[1].run_at
 
 
 async def test_a_rate(make_lilota: MakeLilota, database_url: str) -> None:
@@ -135,7 +137,7 @@ async def test_a_rate(make_lilota: MakeLilota, database_url: str) -> None:
     starts = sorted(task.start_date_time for task in tasks if task.start_date_time)
     for first, beyond in zip(starts, starts[5:], strict=False):
         assert (beyond - first).total_seconds() >= 1
-    assert (starts[-1] - starts[0]).total_seconds() < 5
+    assert (starts[-1] - starts[0]).total_seconds() < DEADLINE
 
 
 async def test_stop_works_off_what_is_limited(
@@ -155,17 +157,19 @@ async def test_stop_works_off_what_is_limited(
 
 
 async def test_pause_and_resume(
-    make_lilota: MakeLilota, database_url: str, without_polling: None
+    make_lilota: MakeLilota, database_url: str, directory: Path, without_polling: None
 ) -> None:
     """Of a paused name nothing starts, what runs goes on, others run; resume() lets it go on."""
-    lilota = make_lilota(echo, sleep, db_url=database_url, number_of_processes=2)
+    lilota = make_lilota(echo, hold, sleep, db_url=database_url, number_of_processes=2)
     async with lilota:
-        running = await lilota.schedule(sleep, 0.5)
-        await row_when(lilota, running, lambda task: task.status == "running")
+        running = await lilota.schedule(hold, str(directory))
+        await marked(directory)
         await lilota.pause(sleep)
+        await lilota.pause(hold)
         waiting = await lilota.schedule(sleep, 0)
         keyed = await lilota.schedule("sleep", 0, concurrency_key="k")
         assert await lilota.result(await lilota.schedule(echo, 1), DEADLINE) == 1
+        (directory / "release").touch()
         await finished(lilota, [running])
         assert [(await row(lilota, each)).status for each in (waiting, keyed)] == ["pending"] * 2
         await lilota.resume("sleep")
@@ -185,7 +189,7 @@ async def test_a_pause_holds_elsewhere_at_once(
         ids = [await second.schedule(echo, 1), *(await second.schedule_many(echo, [2, 3]))]
         if not everything:
             await finished(second, [await second.schedule(nothing)])
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.2)  # by then a look does not take them for what has just become due
         assert [(await row(first, each)).status for each in ids] == ["pending"] * 3
         await second.resume(None if everything else echo)
         await finished(second, ids)
@@ -243,9 +247,7 @@ async def test_unlimited_tasks_go_the_short_way(make_lilota: MakeLilota) -> None
         assert claims == []
         await finished(lilota, [await lilota.schedule(echo, 1, concurrency_key="k")])
         assert claims
-        await until(
-            lambda: not node.dispatcher.limits._in_use.keyed, "the end of limited claims", 5
-        )
+        await until(lambda: not node.dispatcher.limits._in_use.keyed, "the end of limited claims")
 
 
 @pytest.mark.parametrize(

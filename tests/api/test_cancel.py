@@ -48,7 +48,9 @@ async def test_pending(make_lilota: MakeLilota, directory: Path, fast_database_u
 )
 async def test_running(make_lilota: MakeLilota, directory: Path, function: Any) -> None:
     """Any code ends: when cancel() has returned True the process is gone and the row says so."""
-    lilota = make_lilota(function, echo)
+    # Who cleans up must come to it, also on a busy machine.
+    grace = DEADLINE if function is tasks.spin_and_clean_up else 0.3
+    lilota = make_lilota(function, echo, grace=grace)
     async with lilota, asyncio.timeout(DEADLINE):
         task_id = await lilota.schedule(function, str(directory))
         pid = int(await marked(directory))
@@ -109,7 +111,7 @@ async def test_from_another_node(
         loop = asyncio.get_running_loop()
         start = loop.time()
         assert await other.cancel(task_id)
-        assert loop.time() - start < 5
+        assert loop.time() - start < DEADLINE / 2
         assert is_gone(pid)
         assert (await row(other, task_id)).status == "cancelled"
         assert not await other.cancel(task_id)

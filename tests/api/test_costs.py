@@ -11,7 +11,7 @@ import pytest
 from lilota_async import Retry, Task, TaskCrashed, TaskStatus
 from lilota_async.execution import processes
 from tests.api import tasks, work
-from tests.api.support import DEADLINE, MakeLilota, is_gone, leaving_nothing, marked, row
+from tests.api.support import DEADLINE, MakeLilota, is_gone, leaving_nothing, marked, row, row_when
 from tests.api.tasks import echo
 from tests.api.work import MEBIBYTE
 
@@ -86,10 +86,10 @@ async def test_what_it_cost_to_no_avail(make_lilota: MakeLilota, how: str) -> No
     died = how in ("SIGKILL", "SIGSEGV", "exit")
     lilota = make_lilota(work.burn_and_end)
     async with lilota, asyncio.timeout(DEADLINE):
-        timeout = 1.0 if how == "timeout" else None
+        timeout = 4.0 if how == "timeout" else None
         task_id = await lilota.schedule(work.burn_and_end, how, timeout=timeout)
         if how == "cancel":
-            await asyncio.sleep(0.8)
+            await row_when(lilota, task_id, lambda task: task.progress_percentage == 50)
             assert await lilota.cancel(task_id)
         task = await lilota.wait(task_id)
     assert task.status == ("cancelled" if how == "cancel" else "failed")

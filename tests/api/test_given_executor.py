@@ -26,7 +26,7 @@ from lilota_async.execution.executors import _request, run_call
 from lilota_async.execution.protocol import Checkpoint, Message, Outcome, Progress
 from tests.api import family, work
 from tests.api.executors import Cluster, Counting, Inline, Refusing
-from tests.api.support import MakeLilota, marked, row, row_when, until
+from tests.api.support import DEADLINE, MakeLilota, marked, row, row_when, until
 from tests.api.tasks import (
     AddInput,
     AddOutput,
@@ -151,10 +151,11 @@ async def test_one_that_runs_on_a_cluster(make_lilota: MakeLilota, directory: Pa
         async with make_lilota(hold, echo, executor=cluster) as lilota:
             task_id = await lilota.schedule(hold, str(directory))
             await marked(directory)
-            after = await lilota.schedule(echo, 1, timeout=0.1)
+            after = await lilota.schedule(echo, 1, timeout=2)
             assert await lilota.cancel(task_id)
             assert (await row(lilota, task_id)).status is TaskStatus.CANCELLED
             assert _given_up(lilota)
+            await asyncio.sleep(2.1)  # it is not its time yet that passes
             assert (await row(lilota, after)).status is TaskStatus.PENDING
             (directory / "release").touch()
             assert await lilota.result(after) == 1
@@ -213,8 +214,8 @@ async def test_an_executor_that_takes_nothing_for_a_while(
     """Tasks wait for it, pay no attempt and fail of nothing; it is asked once in a while."""
     with Refusing() as refusing:
         async with make_lilota(echo, executor=refusing, number_of_processes=4) as lilota:
-            ids = [await lilota.schedule(echo, n) for n in range(4)]
             before = time.monotonic()
+            ids = [await lilota.schedule(echo, n) for n in range(4)]
             await until(lambda: refusing.asked > 6, "being asked again")
             assert time.monotonic() - before > 1.0
             assert not (await lilota.health()).cells
@@ -238,7 +239,7 @@ async def test_a_node_whose_executor_takes_nothing_leaves_tasks_to_others(
             make_lilota(echo, db_url=fast_database_url, executor=one_thread) as whole,
         ):
             ids = [await broken.schedule(echo, n) for n in range(4)]
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(DEADLINE):
                 assert [await whole.result(task_id) for task_id in ids] == [0, 1, 2, 3]
 
 

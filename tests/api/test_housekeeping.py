@@ -40,8 +40,11 @@ async def test_retention_of_all_and_of_a_name(
     lilota.register("kept", retention={"completed": None})(echo)
     lilota.register("failing", retention=0.0)(fail)
     async with lilota:
-        await _ended(lilota, "echo", "fail", "kept", "failing")
+        for name in ("echo", "fail", "kept", "failing"):
+            await lilota.schedule_many(name, ["x"] * 2)  # of some nobody sees the end
         await _until_left(lilota, {"fail", "kept"})
+        for task in await lilota.get_all_tasks():
+            await lilota.wait(task.id, DEADLINE)
         assert len(await lilota.get_all_tasks()) == 4
 
 

@@ -142,7 +142,11 @@ async def test_a_cancel_while_the_module_is_imported(
         pid = int(await marked(directory, "importing"))
         cancelling = asyncio.ensure_future(lilota.cancel(task_id))
         if go:
-            await asyncio.sleep(0.05)
+            assert lilota._node is not None
+            attempt = lilota._node.running.find(task_id)
+            assert attempt is not None
+            # The request is in the pipe of the process by then.
+            await until(lambda: attempt.intent is not None, "the request to stop")
             (directory / "go").touch()
         assert await cancelling
         assert is_gone(pid)

@@ -139,7 +139,7 @@ async def test_callers_who_are_cancelled(
 
 
 async def test_rows_of_one_executor_leave_the_others_alone(
-    make_lilota: MakeLilota, fast_database_url: str, directory: Path
+    make_lilota: MakeLilota, fast_database_url: str, directory: Path, without_polling: None
 ) -> None:
     """While tasks wait for a process, those of the loop are inserted as running as ever."""
     lilota = make_lilota(hold, echo, db_url=fast_database_url, number_of_processes=1)

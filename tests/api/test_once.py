@@ -23,7 +23,7 @@ async def test_the_existing_one_is_returned(make_lilota: MakeLilota, database_ur
     """While a task is not final, scheduling its key again returns its id; then it makes a row."""
     lilota = make_lilota(echo, nothing, db_url=database_url)
     async with lilota:
-        first = await lilota.schedule(echo, 1, unique_key="a", delay=0.3)
+        first = await lilota.schedule(echo, 1, unique_key="a", delay=1.5)
         assert await lilota.schedule(echo, 2, unique_key="a") == first
         assert await lilota.schedule(nothing, unique_key="a") != first  # another name
         assert await lilota.schedule(echo, 2, unique_key="b") != first
@@ -80,9 +80,9 @@ async def test_replace(make_lilota: MakeLilota, database_url: str, without_polli
     lilota = make_lilota(echo, db_url=database_url)
     async with lilota:
         first = await lilota.schedule(echo, 1, unique_key="a", delay=3600, tags=["old"])
-        for number in (2, 3):
+        for number, delay in ((2, 1800), (3, 0.3)):
             again = await lilota.schedule(
-                echo, number, unique_key="a", on_conflict="replace", delay=0.3, priority=number
+                echo, number, unique_key="a", on_conflict="replace", delay=delay, priority=number
             )
             assert again == first
         task = await lilota.wait(first, DEADLINE)
@@ -94,7 +94,8 @@ async def test_unique_for(make_lilota: MakeLilota, database_url: str) -> None:
     """The key is taken for that long after it was scheduled, by a final task too."""
     lilota = make_lilota(echo, db_url=database_url)
     async with lilota:
-        first = await lilota.schedule(echo, 1, unique_key="a", unique_for=1.5)
+        await lilota.result(await lilota.schedule(echo, 0), DEADLINE)  # so that the next is quick
+        first = await lilota.schedule(echo, 1, unique_key="a", unique_for=4)
         assert await lilota.result(first, DEADLINE) == 1
         assert (
             await lilota.schedule(echo, 2, unique_key="a", unique_for=timedelta(hours=1)) == first
@@ -105,7 +106,7 @@ async def test_unique_for(make_lilota: MakeLilota, database_url: str) -> None:
             while (second := await lilota.schedule(echo, 2, unique_key="a")) == first:
                 await asyncio.sleep(0.05)
         tasks = [await lilota.wait(task_id, DEADLINE) for task_id in (first, second)]
-        assert (tasks[1].created_at - tasks[0].created_at).total_seconds() >= 1.5
+        assert (tasks[1].created_at - tasks[0].created_at).total_seconds() >= 4
 
 
 @pytest.mark.parametrize("on_conflict", ["return_existing", "reject", "replace"])

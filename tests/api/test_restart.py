@@ -41,7 +41,7 @@ async def test_a_killed_application(
 ) -> None:
     """Its task processes die with it, and the next start() runs everything it had accepted."""
     pids = await _killed_application(fast_database_url, directory)
-    await until(lambda: all(map(is_gone, pids)), "the end of the task processes", deadline=1.0)
+    await until(lambda: all(map(is_gone, pids)), "the end of the task processes")
 
     lilota = make_lilota(hold_counted, db_url=fast_database_url, number_of_processes=2)
     before = await lilota.get_all_tasks()

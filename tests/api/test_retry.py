@@ -49,8 +49,8 @@ async def test_a_retry_that_waits_through_a_restart(
         await lilota.wait(task_id, DEADLINE)
     began = (await row(lilota, task_id)).start_date_time
     assert began is not None
-    # On PostgreSQL the poll is 15 s apart; the others poll each second.
-    assert 0 <= (began - due).total_seconds() < 1.5
+    # On PostgreSQL the polls are a minute apart; the others poll each second.
+    assert 0 <= (began - due).total_seconds() < DEADLINE
 
 
 async def test_until_it_works(make_lilota: MakeLilota, fast_database_url: str) -> None:
@@ -108,7 +108,7 @@ async def test_backoff(make_lilota: MakeLilota, tmp_path: Path) -> None:
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert len(pauses) == 4
     for pause, least in zip(pauses, (0.1, 0.2, 0.3, 0.3), strict=True):
-        assert least - 0.01 <= pause < least + 1.5
+        assert least - 0.01 <= pause < least + 5
 
 
 @pytest.mark.parametrize(
@@ -228,13 +228,14 @@ async def test_retry_of_what_completed_or_was_cancelled(make_lilota: MakeLilota)
         assert (await row(lilota, task_id)).failures is None
 
 
-async def test_retry_of_what_is_not_final(make_lilota: MakeLilota) -> None:
+async def test_retry_of_what_is_not_final(make_lilota: MakeLilota, tmp_path: Path) -> None:
     """What is pending, running or not there is not put back."""
-    lilota = make_lilota(tasks.sleep)
+    lilota = make_lilota(tasks.hold)
     async with lilota, asyncio.timeout(DEADLINE):
-        task_id = await lilota.schedule(tasks.sleep, 0.2)
+        task_id = await lilota.schedule(tasks.hold, str(tmp_path))
         assert not await lilota.retry(task_id)
         assert not await lilota.retry(TaskId())
+        (tmp_path / "release").touch()
         assert (await lilota.wait(task_id)).attempts == 1
     with pytest.raises(NotRunning, match=r"retry\(\)"):
         await lilota.retry(task_id)

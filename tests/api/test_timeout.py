@@ -44,7 +44,9 @@ def _assert_timed_out(task: Task) -> None:
 )
 async def test_any_code_ends(make_lilota: MakeLilota, directory: Path, function: Any) -> None:
     """Loops, what swallows exceptions, C code with the GIL and stopped processes: all end."""
-    lilota = make_lilota(echo)
+    # Who cleans up must come to it, also on a busy machine.
+    grace = DEADLINE if function is tasks.spin_and_clean_up else 0.3
+    lilota = make_lilota(echo, grace=grace)
     lilota.register(timeout=1)(function)  # by then any of them has left its mark
     async with lilota, asyncio.timeout(DEADLINE):
         task_id = await lilota.schedule(function, str(directory))
@@ -52,7 +54,7 @@ async def test_any_code_ends(make_lilota: MakeLilota, directory: Path, function:
         task = await lilota.wait(task_id)
         _assert_timed_out(task)
         assert "timeout of 1 s" in (task.exception or {})["message"]
-        assert 1 <= _took(task) < 6
+        assert 1 <= _took(task) < DEADLINE
         assert is_gone(pid)
         assert await lilota.result(await lilota.schedule(echo, 1)) == 1
     assert (directory / "cleaned").exists() == (function is tasks.spin_and_clean_up)
@@ -60,7 +62,7 @@ async def test_any_code_ends(make_lilota: MakeLilota, directory: Path, function:
 
 async def test_traceback_shows_where_it_was(make_lilota: MakeLilota, directory: Path) -> None:
     """A task that was interrupted softly says where."""
-    lilota = make_lilota()
+    lilota = make_lilota(grace=DEADLINE)
     lilota.register(timeout=0.2)(spin)
     async with lilota:
         task_id = await lilota.schedule(spin, str(directory))
@@ -83,13 +85,13 @@ async def test_children_end(make_lilota: MakeLilota, directory: Path) -> None:
 async def test_children_of_a_task_that_ends_well(make_lilota: MakeLilota, directory: Path) -> None:
     """In time there is nothing to end: a quick task is completed, and its timer is gone."""
     lilota = make_lilota(echo)
-    lilota.register(timeout=0.3)(sleep)
+    lilota.register(timeout=2)(sleep)
     async with lilota:
         ids = [await lilota.schedule(sleep, 0.01) for _ in range(3)]
         for task_id in ids:
             assert (await lilota.wait(task_id, DEADLINE)).status == "completed"
         first = (await row(lilota, ids[0])).pid
-        await asyncio.sleep(0.4)  # a timer that was left would strike now
+        await asyncio.sleep(2.1)  # a timer that was left would strike now
         assert await lilota.result(await lilota.schedule(echo, 1), DEADLINE) == 1
         assert (await row(lilota, ids[-1])).pid == first
 
@@ -113,13 +115,13 @@ async def test_timeout_of_schedule(make_lilota: MakeLilota, directory: Path) -> 
 async def test_counted_from_the_start_of_the_code(make_lilota: MakeLilota, tmp_path: Path) -> None:
     """Waiting for a slot costs no time."""
     lilota = make_lilota(hold)
-    lilota.register(timeout=0.3)(sleep)
+    lilota.register(timeout=2)(sleep)
     async with lilota:
         await lilota.schedule(hold, str(tmp_path))
         await marked(tmp_path)
         waiting = await lilota.schedule(sleep, 0.05)
         with pytest.raises(TimeoutError):
-            await lilota.wait(waiting, timeout=0.5)
+            await lilota.wait(waiting, timeout=2.1)
         (tmp_path / "release").touch()
         assert (await lilota.wait(waiting, DEADLINE)).status == "completed"
 

@@ -87,9 +87,10 @@ def burn(seconds: float) -> int:
 
 
 def burn_and_end(how: str) -> None:
-    """Burn 0.2 s with 64 MiB, and end in some way that is not a return."""
+    """Burn 0.2 s with 64 MiB, say so, and end in some way that is not a return."""
     memory = _touched(64)
     _burn(0.2)
+    _task().progress.set(50)
     if how == "exception":
         raise ValueError(len(memory))
     if how == "SIGKILL":

@@ -16,6 +16,12 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def whole_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken back, however long a busy machine takes for a call, or for an import."""
+    monkeypatch.setattr("lilota_async.execution.cells.HELD_UP_SECONDS", 60.0)
+
+
+@pytest.fixture
 async def cells(method: str, anyio_backend: str) -> AsyncIterator[Bench]:
     """A bench that must leave nothing behind."""
     async with bench(method) as made:

@@ -53,7 +53,7 @@ async def test_a_death_is_reported_with_its_cause(
     started = time.monotonic()
     crash = crash_of(await cells.run(cell, function))
     assert (crash.pid, crash.exit_code, crash.signal) == (pid, exit_code, name)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert dead == [cell]
     assert not cell.is_usable
     assert isinstance(await cells.run(cell, tasks.ok), Unstarted)
@@ -69,6 +69,7 @@ async def test_a_segfault_says_where(cells: Bench) -> None:
     assert crash.traceback in heard.text
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_a_crash_in_a_burst_concerns_one_call(cells: Bench, tmp_path: Path) -> None:
     """What came before a crash is neither lost nor repeated, what would have come is free."""
     cell = await cells.cell()
@@ -112,11 +113,13 @@ async def test_a_daemon_that_lives_on_hides_no_death(cells: Bench, tmp_path: Pat
     cell = await cells.cell()
     path = tmp_path / "pid"
     started = time.monotonic()
-    crash = crash_of(await asyncio.wait_for(cells.run(cell, tasks.daemonise_and_die, str(path)), 5))
+    crash = crash_of(
+        await asyncio.wait_for(cells.run(cell, tasks.daemonise_and_die, str(path)), 10)
+    )
     daemon = await number_in(path)
     try:
         assert crash.exit_code == 3
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         await cell.close()
         assert is_alive(daemon)
     finally:
@@ -172,7 +175,7 @@ async def test_a_kill_ends_whatever_runs(
     started = time.monotonic()
     assert cell.kill(call.serial)
     assert crash_of(await running).signal == "SIGKILL"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 async def test_what_a_killed_call_has_used_is_known(cells: Bench, tmp_path: Path) -> None:
@@ -249,6 +252,7 @@ async def test_thirty_crashes_leave_no_descriptor(method: str) -> None:
             cells.cells.clear()
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_who_waited_and_was_cancelled_costs_nothing(cells: Bench) -> None:
     """The call goes on, the cell stays usable."""
     cell = await cells.cell()

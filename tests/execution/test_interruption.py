@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lilota_async.execution import cells as module
 from lilota_async.execution.ends import Ended, Reason, Unstarted
 from lilota_async.execution.protocol import Call, Outcome
 from tests.execution import tasks
@@ -217,13 +218,16 @@ async def test_a_call_that_was_not_sent_never_begins(cells: Bench, tmp_path: Pat
     assert not marker.exists()
 
 
-async def test_a_call_that_was_taken_back_never_begins(cells: Bench, tmp_path: Path) -> None:
+async def test_a_call_that_was_taken_back_never_begins(
+    cells: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not with the ticket of a later one either, which the process finds before it."""
     cell = await cells.cell()
     marker, go = tmp_path / "marker", tmp_path / "go"
     first = asyncio.ensure_future(cells.run(cell, tasks.wait_for_file, str(go)))
     await asyncio.sleep(0.05)
     assert await cells.run(cell, tasks.touch, str(marker)) == Unstarted(returned=True)
+    monkeypatch.setattr(module, "HELD_UP_SECONDS", 60.0)  # the last one is not
     last = asyncio.ensure_future(cells.run(cell, tasks.ok))
     await asyncio.sleep(0.05)
     go.touch()
@@ -232,6 +236,7 @@ async def test_a_call_that_was_taken_back_never_begins(cells: Bench, tmp_path: P
     assert not marker.exists()
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_a_call_that_waits_in_its_burst_never_begins(cells: Bench, tmp_path: Path) -> None:
     """It is not killed for while another runs, and is left out when its turn comes."""
     cell = await cells.cell()
@@ -320,7 +325,7 @@ async def test_retiring_waits_for_the_whole_group(cells: Bench, tmp_path: Path) 
     assert failure_of(await running)["type"].endswith("TaskStopped")
     started = time.monotonic()
     await cell.retire()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     assert not is_alive(child)
 
 

@@ -38,6 +38,7 @@ async def test_json_of_the_tasks_own_is_passed_on(cells: Bench, json: str) -> No
     assert bytes(ended.output) == json.replace("\n", "").replace(" ", "").encode()
 
 
+@pytest.mark.usefixtures("whole_bursts")
 @pytest.mark.parametrize("text", ["no JSON", "1 2", "[1", ""])
 async def test_what_is_no_json_is_no_output(cells: Bench, text: str) -> None:
     """It fails its own task, and the process goes on."""
@@ -56,6 +57,7 @@ async def test_a_record_of_odd_values(cells: Bench, kind: str) -> None:
     assert await cells.value(cell, tasks.echo, "1") == "1"
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_nonsense_ends_whose_it_is(cells: Bench, tmp_path: Path) -> None:
     """What was said before it counts, the task says why, and those behind it are put back."""
     cell = await cells.cell()
@@ -74,6 +76,7 @@ async def test_last_words_are_of_the_task_that_dies(cells: Bench) -> None:
     assert crash_of(await cells.run(cell, neighbours.kill_itself)).traceback == ""
 
 
+@pytest.mark.usefixtures("whole_bursts")
 @pytest.mark.parametrize(
     "function",
     [
@@ -92,6 +95,7 @@ async def test_what_is_put_back(cells: Bench, function: Callable[..., Any]) -> N
     assert [record.message for record in heard.records] == ["still heard"]
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_the_next_one_can_be_interrupted(cells: Bench, tmp_path: Path) -> None:
     """Though the one before it in the burst has left its signal ignored."""
     cell = await cells.cell()

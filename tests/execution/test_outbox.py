@@ -78,6 +78,7 @@ async def test_a_reader_that_is_gone_is_no_error() -> None:
     os.close(writer)
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_calls_that_do_not_fit_into_the_pipe(cells: Bench) -> None:
     """They are run all the same, each with its own input."""
     cell = await cells.cell()

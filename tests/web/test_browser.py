@@ -38,7 +38,7 @@ TOO_WIDE = """width => document.documentElement.scrollWidth <= width ? [] :
     [...document.querySelectorAll("body *")]
     .filter(element => element.getBoundingClientRect().right > width + 1)
     .map(element => element.outerHTML.slice(0, 100))"""
-MILLISECONDS = 15_000
+MILLISECONDS = 30_000
 pytestmark = pytest.mark.timeout(120)
 
 
