@@ -17,7 +17,6 @@ from lilota_async.ticks import LATE, Every
 from tests.api.support import DEADLINE, MakeLilota
 from tests.api.tasks import add, echo_or_default, nominal_time, nothing
 
-LATE = timedelta(seconds=5)  # no tick is, on a machine with much else to do
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 

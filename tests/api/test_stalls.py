@@ -116,18 +116,23 @@ async def test_a_claim_that_comes_after_its_connection_was_lost(
         made(db_url=proxy.url) as lilota,
     ):
         await lilota.result(await lilota.schedule(echo, 1))
-        task_id = await lilota.schedule(echo, 2, delay=0.5)
-        with monkeypatch.context() as patch:
-            async with locked(postgresql_url) as connection:
-                await waiting_for_lock(connection)
-                await proxy.cut()
-                await until(lambda: _dispatcher(lilota)._claim_in_doubt, "the doubt")
-                patch.setattr(_dispatcher(lilota), "_claim_for", nothing_left)  # no second one
-                await proxy.restore()
-                await until(lambda: not _dispatcher(lilota)._claim_in_doubt, "the end of the doubt")
-            await row_when(lilota, task_id, lambda task: task.status is TaskStatus.RUNNING)
+        node, claim_for = _dispatcher(lilota), _dispatcher(lilota)._claim_for
+        monkeypatch.setattr(node, "_claim_for", nothing_left)
+        task_id = await lilota.schedule(echo, 2, delay=0.01)
+        async with locked(postgresql_url) as connection:
+            await asyncio.sleep(0.05)  # it is due by then
+            monkeypatch.setattr(node, "_claim_for", claim_for)
+            node.wake()
+            await waiting_for_lock(connection)
+            await proxy.cut()
+            await until(lambda: node._claim_in_doubt, "the doubt")
+            monkeypatch.setattr(node, "_claim_for", nothing_left)  # no second one
+            await proxy.restore()
+            await until(lambda: not node._claim_in_doubt, "the end of the doubt")
+        await row_when(lilota, task_id, lambda task: task.status is TaskStatus.RUNNING)
+        monkeypatch.setattr(node, "_claim_for", claim_for)
         monkeypatch.setattr(dispatcher, "DOUBT_SECONDS", 0.0)
-        _dispatcher(lilota).wake()  # as once in a while
+        node.wake()  # as once in a while
         assert await lilota.result(task_id) == 2
 
 

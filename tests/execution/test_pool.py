@@ -126,7 +126,7 @@ async def test_starting_cells_does_not_stop_the_loop(method: str) -> None:
     """The loop serves others meanwhile: a lag of 20 ms at most, in one of several starts."""
     async with pool_of(method, size=1) as pool:
         lags = [1.0]
-        while min(lags) >= 0.02 and len(lags) < 30:  # others want the processor too
+        while min(lags) >= 0.02 and len(lags) < 30:  # what blocks does so each time
             os.kill(pool.slots()[0].pid, signal.SIGKILL)
             await until(lambda: not pool.slots())
             lag = 0.0
@@ -135,7 +135,7 @@ async def test_starting_cells_does_not_stop_the_loop(method: str) -> None:
                 await asyncio.sleep(0.001)
                 lag = max(lag, time.perf_counter() - started - 0.001)
             lags.append(lag)
-        assert min(lags) < 0.02  # what blocks does so each time; others want the processor too
+        assert min(lags) < 0.02
 
 
 async def test_what_keeps_a_process_from_starting_is_said(
