@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 
 from benchmarks.ledgers import Ledger, open_ledger
-from benchmarks.measure import Measurement, run_callers
-from benchmarks.rows.throughput import EndToEnd, end_to_end
+from benchmarks.measure import Measurement, interleave, run_callers
+from benchmarks.rows.throughput import end_to_end
 from benchmarks.settings import CALLERS, Context, Figure
 from benchmarks.tasks import create_lilota
 from lilota_async import Lilota
@@ -49,53 +50,46 @@ async def curves(context: Context) -> list[Figure]:
 
 
 async def _by_callers(context: Context) -> Figure:
-    rates: list[float] = []
     async with context.server.database() as url, end_to_end(url) as measured:
-        for callers, full in CALLER_COUNTS.items():
-            count = context.settings.count(full, least=max(callers, 100))
-
-            async def rate(count: int = count, callers: int = callers) -> float:
-                return await measured.rate(count, callers)
-
-            rates.append(await _median(context, rate))
+        sides = [
+            partial(measured.rate, context.settings.count(full, least=max(callers, 100)), callers)
+            for callers, full in CALLER_COUNTS.items()
+        ]
+        rates = await _in_turns(context, sides)
     return _curve("13 a", "by callers: 1, 10, 100, 1,000", CALLER_COUNTS, rates, "tasks/s")
 
 
 async def _by_payload(context: Context) -> Figure:
-    rates: list[float] = []
     async with (
         context.server.database() as url,
         create_lilota(url) as lilota,
         open_ledger(url) as ledger,
     ):
-        for size, full in PAYLOADS.items():
-            echo = Echo(lilota, ledger, size)
-            count = context.settings.count(full, least=20)
-
-            async def rate(echo: Echo = echo, count: int = count) -> float:
-                return await echo.rate(count)
-
-            rates.append(await _median(context, rate))
+        sides = [
+            partial(Echo(lilota, ledger, size).rate, context.settings.count(full, least=20))
+            for size, full in PAYLOADS.items()
+        ]
+        rates = await _in_turns(context, sides)
     return _curve("13 b", "by payload: 100 B, 10 kB, 1 MB", PAYLOADS, rates, "MB/s")
 
 
 async def _by_cells(context: Context) -> Figure:
-    rates: list[float] = []
     count = context.settings.count(TASKS_PER_CELL_COUNT, least=500)
     async with context.server.database() as url:
-        for cells in CELL_COUNTS:
+
+        async def rate(cells: int) -> float:
             async with end_to_end(url, processes=cells) as measured:
+                await measured.rate(count)  # by then each of its processes knows the module
+                return await measured.rate(count)
 
-                async def rate(measured: EndToEnd = measured) -> float:
-                    return await measured.rate(count)
-
-                rates.append(await _median(context, rate))
+        rates = await _in_turns(context, [partial(rate, cells) for cells in CELL_COUNTS])
     return _curve("13 c", "by cells: 1, 2, 4, 8", CELL_COUNTS, rates, "tasks/s")
 
 
-async def _median(context: Context, measurement: Measurement) -> float:
-    repeats = min(2, context.settings.repeats)
-    return statistics.median([await measurement() for _ in range(repeats)])
+async def _in_turns(context: Context, sides: Sequence[Measurement]) -> list[float]:
+    """The median of each step, of samples that all see the same machine."""
+    samples = await interleave(context.settings.repeats, *sides)
+    return [statistics.median(side) for side in samples]
 
 
 def _curve(row: str, what: str, steps: Iterable[int], rates: Sequence[float], unit: str) -> Figure:
