@@ -17,9 +17,11 @@ NOW = "statement_timestamp()"
 # Of no row: read once for each statement, where NOT IN would be asked for each row.
 _PAUSED = "ARRAY(SELECT name FROM lilota_limit WHERE paused_at IS NOT NULL)"
 NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
-# By primary key, one row each. Owner and status are written so that no index fits them: through
-# the one of running rows, each row of the batch would be looked for among all that run.
-_FENCE = """task.id = new.id AND task.attempts = new.attempt
+# By primary key, one row each. With ANY each row of the batch is looked for in the index: for an
+# equation, a plan that was made while the table was nearly empty would read all of the index, and
+# look for each row of it in the batch. Owner and status are written so that no index fits them:
+# through the one of running rows, each would be looked for among all that run.
+_FENCE = """task.id = ANY(ARRAY[new.id]) AND task.attempts = new.attempt
     AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status || '' = 'running'"""
 _COLUMNS = ", ".join(COLUMNS)
 _OWN_COLUMNS = ", ".join(f"task.{name}" for name in COLUMNS)
@@ -122,7 +124,7 @@ UPDATE lilota_task AS task SET
     pid = (CAST(:pids AS bigint[]))[picked.place],
     start_date_time = {NOW}, end_date_time = NULL, progress_percentage = 0,
     cancel_requested_at = NULL
-FROM picked WHERE task.id = picked.due_id"""
+FROM picked WHERE task.id = ANY(ARRAY[picked.due_id])"""
 CLAIM = text(f"WITH RECURSIVE {_PICKED} {_START} RETURNING {CLAIMED_COLUMNS}, place")
 
 ENDED = {
@@ -183,7 +185,7 @@ ENDS = {"id": "uuid", "attempt": "integer", "owner": "uuid", "status": "text"}
 FINISHED = text(f"""
 SELECT new.id, new.attempt, new.owner FROM lilota_task AS task
 JOIN {_arrays(**ENDS)}
-ON task.id = new.id AND task.attempts = new.attempt
+ON task.id = ANY(ARRAY[new.id]) AND task.attempts = new.attempt
     AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status = new.status""")
 
 REQUEUED = {

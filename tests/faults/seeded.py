@@ -43,8 +43,8 @@ def claim_without_skip_locked() -> None:
     claim = str(postgresql_sql.CLAIM.text)
     assert "FOR UPDATE SKIP LOCKED" in claim
     slow = claim.replace("FOR UPDATE SKIP LOCKED", "").replace(
-        "WHERE task.id = picked.due_id",
-        "WHERE task.id = picked.due_id AND pg_sleep(0.01) IS NOT NULL",
+        "FROM picked WHERE",
+        "FROM picked WHERE pg_sleep(0.01) IS NOT NULL AND",
     )
     postgresql_sql.CLAIM = text(slow)
 

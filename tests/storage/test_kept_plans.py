@@ -1,0 +1,89 @@
+"""PostgreSQL keeps plans: they must hold when the table has grown, or be made anew."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import TextClause
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from lilota_async.storage import link
+from lilota_async.storage import postgresql_sql as sql
+from lilota_async.storage.database import Database
+from lilota_async.storage.store import Store
+from lilota_async.storage.writer import Writer
+from tests.storage.plans import recording
+from tests.storage.support import raw, transacting
+
+pytestmark = pytest.mark.anyio
+STATEMENTS = {
+    "claim": sql.CLAIM,
+    "finish": sql.FINISH,
+    "finish one": sql.FINISH_ONE,
+    "finish awaited": sql.FINISH_AWAITED,
+    "finish one awaited": sql.FINISH_ONE_AWAITED,
+    "finish one and claim": sql.FINISH_ONE_AND_CLAIM,
+    "finished": sql.FINISHED,
+    "requeue": sql.REQUEUE,
+    "report": sql.REPORT,
+}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20, 2000])
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_a_batch_goes_by_the_primary_key(
+    rows: int, name: str, database: Database, store: Store
+) -> None:
+    """The plan of a table that was nearly empty is still in use when it is large."""
+    if database.dialect != "postgresql":
+        pytest.skip("SQLite and MariaDB have no plans that are kept")
+    await raw(
+        database,
+        "INSERT INTO lilota_task (id, name, status, priority, created_at, run_at,"
+        " progress_percentage, attempts, max_attempts, interruptions)"
+        " SELECT gen_random_uuid(), 'add', 'running', 0, now(), now(), 0, 1, 1, 0"
+        f" FROM generate_series(1, {rows})",
+    )
+    await raw(database, "ANALYZE lilota_task")
+    async with transacting(database) as connection:
+        await store.prepare(connection)
+        plan = await _generic_plan(connection, STATEMENTS[name])
+    scans = re.findall(r"Index Scan using (\w+) on lilota_task task .*\n\s*(.*)", plan)
+    assert scans, plan
+    assert all(condition.startswith("Index Cond: (id = ") for _, condition in scans), plan
+    assert "Seq Scan on lilota_task" not in plan
+    if rows > 1:  # of one row all indexes are alike
+        assert {index for index, _ in scans} == {"lilota_task_pkey"}
+
+
+@pytest.mark.parametrize(("slow", "times"), [(-1.0, 1), (60.0, 0)])
+async def test_plans_are_made_anew_after_a_slow_flush(
+    slow: float,
+    times: int,
+    database: Database,
+    store: Store,
+    writer: Writer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may be of a table that was nearly empty; and so not again for a while."""
+    if database.dialect != "postgresql":
+        pytest.skip("SQLite and MariaDB have no plans that are kept")
+    monkeypatch.setattr(link, "_SLOW_SECONDS", slow)
+    monkeypatch.setattr(link, "_PLANS_SECONDS", 60.0)
+    with recording(database) as recorded:
+        for _ in range(3):
+            await writer.execute(store.clock)
+    statements = [statement for statement, _ in recorded.statements]
+    assert statements.count("DISCARD PLANS") == times
+
+
+async def _generic_plan(c: AsyncConnection, statement: TextClause) -> str:
+    """The plan for values of any kind, as it is kept."""
+    text = str(statement.compile(dialect=c.dialect))
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)s|\$(\d+)", text))
+    numbers = {a or b: number for number, (a, b) in enumerate(names, start=1)}
+    text = re.sub(r"%\((\w+)\)s|\$(\d+)", lambda m: f"${numbers[m[1] or m[2]]}", text)
+    await c.exec_driver_sql(f"PREPARE kept AS {text.replace('%%', '%')}")
+    nulls = ", ".join(["NULL"] * len(numbers))
+    return "\n".join(row[0] for row in await c.exec_driver_sql(f"EXPLAIN EXECUTE kept ({nulls})"))
