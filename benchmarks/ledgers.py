@@ -87,7 +87,8 @@ async def open_ledger(url: str) -> AsyncIterator[Ledger]:
         finally:
             sqlite.close()
         return
-    connection = await asyncpg.connect(url)
+    # Whatever the statistics were made of: it is asked often, and must cost next to nothing.
+    connection = await asyncpg.connect(url, server_settings={"enable_seqscan": "off"})
     try:
         yield PostgresqlLedger(connection)
     finally:
