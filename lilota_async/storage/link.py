@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING
 
 from lilota_async.storage.database import Database, begin, discard, rollback
+from lilota_async.storage.kept_plans import KeptPlans
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,8 +20,6 @@ _logger = logging.getLogger("lilota_async")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _SHORTEST_OUTAGE = 0.25
-_SLOW_SECONDS = 0.05
-_PLANS_SECONDS = 1.0  # plans are kept for so long at least
 
 
 class Link:
@@ -36,8 +35,7 @@ class Link:
         self._connection: AsyncConnection | None = None
         self._lost_at: float | None = None
         self._pause = 0.0
-        self._used_at = self._planned_at = float("-inf")
-        self._has_old_plans = False
+        self._plans = KeptPlans()
         self.back_at = float("-inf")  # the end of the last outage; a quick reconnection is none
 
     @property
@@ -67,10 +65,7 @@ class Link:
                 await discard(connection)
                 raise
             self._connection = connection
-        elif self._has_old_plans:
-            await self._store.renew_plans(self._connection)
-        self._has_old_plans = False
-        self._used_at = asyncio.get_running_loop().time()
+        await self._plans.use(self._connection)
         return self._connection
 
     def _is_over(self, connection: AsyncConnection) -> bool:
@@ -86,16 +81,12 @@ class Link:
 
     def confirm(self) -> None:
         """The database has answered a write; logged when it was lost before."""
-        now = asyncio.get_running_loop().time()
-        if now - self._used_at > _SLOW_SECONDS and now - self._planned_at > _PLANS_SECONDS:
-            # Maybe by plans that were made while the tables were much smaller.
-            self._planned_at = now
-            self._has_old_plans = True
+        self._plans.note_use()
         if self._lost_at is not None:
             level = min(self._level, logging.INFO)
             _logger.log(level, "The database is back after %.1f s", self.lost_seconds)
             if self.lost_seconds > _SHORTEST_OUTAGE:
-                self.back_at = now
+                self.back_at = asyncio.get_running_loop().time()
             self._lost_at = None
             self._pause = 0.0
             self._database.note_return()

@@ -95,9 +95,6 @@ class PostgresqlStore(Store):
         for setting in sql.SETTINGS:
             await c.exec_driver_sql(f"SET {setting}")
 
-    async def renew_plans(self, c: AsyncConnection) -> None:
-        await c.exec_driver_sql("DISCARD PLANS")
-
     async def announce(self, c: AsyncConnection, news: News = News.ROWS) -> None:
         await c.execute(sql.ANNOUNCE, {"told": self._message(news)})
 

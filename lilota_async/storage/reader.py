@@ -15,6 +15,7 @@ from sqlalchemy import Select, Text, bindparam, select, text, type_coerce
 from lilota_async.models.tables import Task
 from lilota_async.storage.database import Database, discard
 from lilota_async.storage.direct import Direct
+from lilota_async.storage.kept_plans import KeptPlans
 from lilota_async.storage.queries import ask, padded
 from lilota_async.storage.task_row import COLUMNS, copies_of, task_with
 from lilota_async.storage.threaded import in_one_go
@@ -82,6 +83,7 @@ class TaskReader:
         self._direct = Direct() if database.dialect == "postgresql" else None
         self._connect = self._keep if database.makes_connections else Database.connect
         self._kept: AsyncConnection | None = None
+        self._plans = KeptPlans()
         self._is_resting = False
         self._rest: asyncio.TimerHandle | None = None
 
@@ -150,11 +152,13 @@ class TaskReader:
         connection = self._kept or await database.acquire_own()
         self._kept = None
         try:
+            await self._plans.use(connection)
             yield connection
         except BaseException:
             await discard(connection)
             await connection.close()
             raise
+        self._plans.note_use()
         self._kept = connection
         self._is_resting = False
         self._rest_on()

@@ -199,9 +199,6 @@ class Store(LeaseStore):
         if self.has_listeners:
             await self.announce(c, news)
 
-    async def renew_plans(self, c: AsyncConnection) -> None:
-        """Have the statements of this connection planned anew, where plans are kept."""
-
     async def clock(self, c: AsyncConnection) -> datetime:
         """The time of the database."""
         row = (await c.execute(self._clock)).one()

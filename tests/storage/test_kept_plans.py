@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lilota_async.storage import link
+from lilota_async.models.values import TaskId
+from lilota_async.storage import kept_plans
 from lilota_async.storage import postgresql_sql as sql
 from lilota_async.storage.database import Database
+from lilota_async.storage.reader import TaskReader
 from lilota_async.storage.store import Store
 from lilota_async.storage.writer import Writer
-from tests.storage.plans import recording
+from tests.storage.plans import Recorded, recording
 from tests.storage.support import raw, transacting
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +60,7 @@ async def test_a_batch_goes_by_the_primary_key(
 
 
 @pytest.mark.parametrize(("slow", "times"), [(-1.0, 1), (60.0, 0)])
-async def test_plans_are_made_anew_after_a_slow_flush(
+async def test_plans_are_made_anew_after_something_slow(
     slow: float,
     times: int,
     database: Database,
@@ -67,15 +69,23 @@ async def test_plans_are_made_anew_after_a_slow_flush(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They may be of a table that was nearly empty; and so not again for a while."""
-    if database.dialect != "postgresql":
-        pytest.skip("SQLite and MariaDB have no plans that are kept")
-    monkeypatch.setattr(link, "_SLOW_SECONDS", slow)
-    monkeypatch.setattr(link, "_PLANS_SECONDS", 60.0)
+    monkeypatch.setattr(kept_plans, "_SLOW_SECONDS", slow)
+    monkeypatch.setattr(kept_plans, "_KEPT_SECONDS", 60.0)
+    reader = TaskReader(database)
     with recording(database) as recorded:
         for _ in range(3):
             await writer.execute(store.clock)
-    statements = [statement for statement, _ in recorded.statements]
-    assert statements.count("DISCARD PLANS") == times
+        of_writer = _dropped(recorded)
+        for _ in range(3):
+            assert await reader.read(TaskId()) is None
+        of_reader = _dropped(recorded) - of_writer
+    await reader.close()
+    keeps_plans = database.dialect == "postgresql"
+    assert (of_writer, of_reader) == ((times, times) if keeps_plans else (0, 0))
+
+
+def _dropped(recorded: Recorded) -> int:
+    return [statement for statement, _ in recorded.statements].count("DISCARD PLANS")
 
 
 async def _generic_plan(c: AsyncConnection, statement: TextClause) -> str:
