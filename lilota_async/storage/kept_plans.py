@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _SLOW_SECONDS = 0.05
-_KEPT_SECONDS = 1.0  # at least
+_KEPT_SECONDS = 0.25  # at least: making them takes some milliseconds
 
 
 class KeptPlans:
