@@ -21,8 +21,9 @@ NOT_PAUSED = f"name <> ALL({_PAUSED}) AND '' <> ALL({_PAUSED})"
 # equation, a plan that was made while the table was nearly empty would read all of the index, and
 # look for each row of it in the batch. Owner and status are written so that no index fits them:
 # through the one of running rows, each would be looked for among all that run.
-_FENCE = """task.id = ANY(ARRAY[new.id]) AND task.attempts = new.attempt
-    AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status || '' = 'running'"""
+_OWN = """task.id = ANY(ARRAY[new.id]) AND task.attempts = new.attempt
+    AND task.locked_by IS NOT DISTINCT FROM new.owner"""
+_FENCE = f"{_OWN} AND task.status || '' = 'running'"
 _COLUMNS = ", ".join(COLUMNS)
 _OWN_COLUMNS = ", ".join(f"task.{name}" for name in COLUMNS)
 _APPLIED = "RETURNING new.id, new.attempt, new.owner"
@@ -185,8 +186,7 @@ ENDS = {"id": "uuid", "attempt": "integer", "owner": "uuid", "status": "text"}
 FINISHED = text(f"""
 SELECT new.id, new.attempt, new.owner FROM lilota_task AS task
 JOIN {_arrays(**ENDS)}
-ON task.id = ANY(ARRAY[new.id]) AND task.attempts = new.attempt
-    AND task.locked_by IS NOT DISTINCT FROM new.owner AND task.status = new.status""")
+ON {_OWN} AND task.status = new.status""")
 
 REQUEUED = {
     "id": "uuid",
