@@ -152,8 +152,7 @@ class Worker:
 
     def _execute(self, calls: Sequence[Call], round: int) -> None:
         used = cpu_seconds()
-        # What else is left was for a task that ended first.
-        self._requests = {s: r for s, r in self._requests.items() if s >= calls[0].serial}
+        self._forget_requests(calls[0].serial)
         for call in calls:
             if not self._has_ticket(round):
                 break  # the parent has taken the rest back
@@ -170,6 +169,12 @@ class Worker:
             if outcome.interrupted:
                 self._is_spent = True
                 break
+
+    def _forget_requests(self, before: int) -> None:
+        # They were for tasks that ended first. In place: the signal handler adds some meanwhile.
+        for serial in list(self._requests):
+            if serial < before:
+                del self._requests[serial]
 
     def _tell(self, more: bytes = b"") -> None:
         """Send the last outcome, if it has not been sent, and what follows it.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +182,27 @@ async def test_an_interruption_that_comes_late_reaches_nobody(cells: Bench) -> N
         # The cell itself knows better: what counts here is what the process makes of it.
         cell.worker.interrupt(f"cancel {late.serial}", signals=True)
         assert value_of(await running) == "slept"
+
+
+@pytest.mark.usefixtures("whole_bursts")
+async def test_interruptions_that_keep_coming_late_end_nothing(cells: Bench) -> None:
+    """They come in at every step that the process makes between two calls."""
+    cell = await cells.cell()
+    over = threading.Event()
+
+    def keep_interrupting() -> None:
+        for serial in itertools.count(-1, -1):
+            if over.wait(0.0002):
+                return
+            cell.worker.interrupt(f"cancel {serial}", signals=True)
+
+    interrupting = asyncio.create_task(asyncio.to_thread(keep_interrupting))
+    try:
+        for number in range(1000):
+            assert await cells.value(cell, tasks.echo, str(number)) == str(number)
+    finally:
+        over.set()
+        await interrupting
 
 
 async def test_interruption_and_end_race_and_each_call_has_one_end(cells: Bench) -> None:
