@@ -35,6 +35,7 @@ from lilota_async.registry import Settings
 from lilota_async.storage.transitions import Ending
 
 if TYPE_CHECKING:
+    from lilota_async.engine.attempt import RunningAttempt
     from lilota_async.models.tables import Task
     from lilota_async.node import Node
 
@@ -86,7 +87,7 @@ class Tasks(Records):
                     yield event
                 return
             story = Story(after)
-            attempt = self._node.running.find(TaskId(task_id)) if self._node else None
+            attempt = self._attempt_of(task)
             # Its end may be committed, with nothing to follow, a moment before it is forgotten.
             if attempt is not None and not _known_status(task).is_final:
                 told = story.catch_up(attempt.event(), attempt.log_since)
@@ -96,10 +97,13 @@ class Tasks(Records):
                 yield event
             async for event in events:
                 row = None
+                attempt = self._attempt_of(task) if story.misses(event) else None
                 if event.status.is_final and not story.knows_log:
                     end = subscription and subscription.end
                     row = end.copy() if end and end.copy else await self.get_task_by_id(task_id)
-                if row is not None and row.status is event.status:
+                if attempt is not None and attempt.claimed.attempt.number == event.attempt:
+                    told = story.catch_up(attempt.event(), attempt.log_since)
+                elif row is not None and row.status is event.status:
                     told = story.tell_row(_status_event(row), row.log)
                 else:
                     told = story.tell(event)
@@ -281,6 +285,10 @@ class Tasks(Records):
         if not _known_status(task).is_final:
             raise NotRunning(action)
         return task
+
+    def _attempt_of(self, task: Task) -> RunningAttempt | None:
+        """The attempt of the task that runs here."""
+        return None if self._node is None else self._node.running.find(TaskId(task.id))
 
     def _require_node(self, action: str) -> Node:
         if self._node is None:

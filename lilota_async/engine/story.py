@@ -47,12 +47,22 @@ class Story:
         self._attempt = position.attempt
         self._log_end = position.log_end
         self._state: tuple[str, int] = (position.status, position.progress)
-        self.knows_log = False
-        """Whether the log of the latest attempt comes as events, since it runs on this node."""
+        self._runs_here = self._has_missed = False
+
+    @property
+    def knows_log(self) -> bool:
+        """Whether all of the latest attempt's log comes as events, since it runs on this node."""
+        return self._runs_here and not self._has_missed
+
+    def misses(self, event: TaskEvent) -> bool:
+        """Whether this is log that does not follow what was told: some of it went by before."""
+        told = self._log_end if event.attempt == self._attempt else 0
+        return event.kind == "log" and event.log_end - len(event.log or "") > told
 
     def catch_up(self, event: TaskEvent, log_since: Callable[[int], str]) -> Iterator[TaskEvent]:
         """The attempt runs on this node: its log so far, and how it is."""
         self._enter(event)
+        self._has_missed = False
         said = log_since(self._log_end)
         if said:
             self._log_end = event.log_end
@@ -62,7 +72,7 @@ class Story:
     def tell_row(self, event: TaskEvent, log: str | None) -> Iterator[TaskEvent]:
         """The row was read: it has the log when the attempt has ended."""
         self._enter(event)
-        self.knows_log = False
+        self._runs_here = False
         if event.status.is_final and log:
             # Of a log that was cut at its beginning, nobody knows where it continues.
             said = log[self._log_end :] if self._log_end <= len(log) else log
@@ -72,11 +82,13 @@ class Story:
         yield from self._tell_state(event)
 
     def tell(self, event: TaskEvent) -> Iterator[TaskEvent]:
-        """An event has come."""
+        """An event has come; log that does not follow is left to the row."""
         if event.kind == "log":
+            has_missed = self.misses(event)
             self._enter(event)
+            self._has_missed = self._has_missed or has_missed
             new = event.log_end - self._log_end
-            if new > 0 and event.log:
+            if new > 0 and event.log and not self._has_missed:
                 self._log_end = event.log_end
                 yield replace(event, log=event.log[-new:])
             return
@@ -92,9 +104,10 @@ class Story:
     def _enter(self, event: TaskEvent) -> None:
         """A new attempt has a log of its own; what ends or pends is of the one before."""
         if event.status is TaskStatus.RUNNING:
-            self.knows_log = event.attempt > 0
+            self._runs_here = event.attempt > 0
         if event.attempt > 0 and event.attempt != self._attempt:
             self._attempt = event.attempt
+            self._has_missed = False
             self._log_end = 0
             self._state = ("", 0)
 

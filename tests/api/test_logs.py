@@ -7,10 +7,12 @@ import logging
 import statistics
 import time
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 import pytest
 
+from lilota_async import Task
 from tests.api import own_logging, work
 from tests.api.support import DEADLINE, MakeLilota, leaving_nothing, marked, row, row_when
 from tests.api.tasks import echo
@@ -152,3 +154,49 @@ async def test_those_who_watch_hear_it_at_once(make_lilota: MakeLilota, director
                 (directory / "release").touch()
     assert said == "first\nsecond\n"
     assert (await row(lilota, task_id)).log == said
+
+
+async def test_what_is_said_before_the_row_is_read_is_heard(
+    make_lilota: MakeLilota, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the task has ended, and so is not known to its node any more, once it is read."""
+    lilota = make_lilota(work.speak_when_asked)
+    async with lilota, asyncio.timeout(DEADLINE):
+        task_id = await lilota.schedule(work.speak_when_asked, str(directory))
+        await marked(directory)
+        read = lilota._existing
+
+        async def read_slowly(_task_id: UUID) -> Task:
+            task = await read(task_id)
+            (directory / "release").touch()
+            while lilota._attempt_of(task) is not None:
+                await asyncio.sleep(0.01)
+            return task
+
+        monkeypatch.setattr(lilota, "_existing", read_slowly)
+        events = [event async for event in lilota.watch(task_id, after="")]
+    assert [event.status for event in events if event.kind == "status"] == ["running", "completed"]
+    assert "".join(event.log or "" for event in events) == "first\nsecond\n"
+
+
+async def test_a_reader_who_was_too_slow_gets_what_it_has_missed(
+    make_lilota: MakeLilota, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the next that comes, while the task runs."""
+    monkeypatch.setattr("lilota_async.engine.events.QUEUE_LIMIT", 1)
+    lilota = make_lilota(work.count_when_asked)
+    async with lilota, asyncio.timeout(DEADLINE):
+        task_id = await lilota.schedule(work.count_when_asked, str(directory))
+        await marked(directory)
+        said = ""
+        async for event in lilota.watch(task_id, after=""):
+            said += event.log or ""
+            if event.kind == "status" and event.status == "running":
+                (directory / "release").touch()
+                await marked(directory, "counted")
+                await asyncio.sleep(0.1)
+                (directory / "more").touch()
+            if event.kind == "log" and said.endswith("the last\n"):
+                assert (await row(lilota, task_id)).status == "running"
+                (directory / "end").touch()
+    assert said == "".join(f"{number}\n" for number in range(5)) + "the last\n"

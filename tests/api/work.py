@@ -18,7 +18,7 @@ from typing import Any
 from lilota_async import TaskProgress, current_task
 from lilota_async.execution import runtime
 from lilota_async.execution.context import CurrentTask
-from tests.api.tasks import mark
+from tests.api.tasks import _wait_for, mark
 
 MEBIBYTE = 1024 * 1024
 KEPT: list[bytearray] = []
@@ -177,9 +177,20 @@ def speak_and_end(how: str) -> None:
 def speak_when_asked(directory: str) -> None:
     print("first", flush=True)
     mark(directory, "started")
-    while not Path(directory, "release").exists():
-        time.sleep(0.005)
+    _wait_for(directory, "release")
     print("second", flush=True)
+
+
+def count_when_asked(directory: str) -> None:
+    mark(directory, "started")
+    _wait_for(directory, "release")
+    for number in range(5):
+        print(number, flush=True)
+        time.sleep(0.01)  # a piece for each
+    mark(directory, "counted")
+    _wait_for(directory, "more")
+    print("the last", flush=True)
+    _wait_for(directory, "end")
 
 
 # --- checkpoints -----------------------------------------------------------------------------

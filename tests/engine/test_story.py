@@ -30,6 +30,32 @@ def test_log_that_was_read_with_the_beginning_is_not_told_twice() -> None:
     assert "".join(event.log or "" for event in told) == FULL_LOG
 
 
+def test_log_after_a_gap_is_left_to_the_row() -> None:
+    """What went by before it is not left out, and of an attempt to come nothing is known yet."""
+    done = replace(RUNNING, status=TaskStatus.COMPLETED, progress_percentage=100, attempt=0)
+    story = Story("1-running-0-2")
+    assert not story.misses(log("c", 3))
+    told = [*story.tell(log("c", 3)), *story.tell(log("e", 5)), *story.tell(log("f", 6))]
+    assert [event.log for event in told] == ["c"]
+    assert story.misses(log("gh", 8))
+    assert not story.knows_log
+    assert [event.log for event in story.tell_row(done, FULL_LOG)] == ["defgh", None]
+    assert not story.misses(log("ab", 2, attempt=2))
+    assert [event.log for event in story.tell(log("ab", 2, attempt=2))] == ["ab"]
+    assert story.knows_log
+
+
+def test_a_gap_is_filled_while_the_attempt_runs() -> None:
+    """By reading its log so far; what is queued of that is not told twice."""
+    story = Story("1-running-0-2")
+    assert list(story.tell(log("e", 5))) == []
+    now = replace(RUNNING, log_end=7)
+    told = [*story.catch_up(now, lambda start: FULL_LOG[start:7]), *story.tell(log("f", 6))]
+    told += story.tell(log("gh", 8))
+    assert "".join(event.log or "" for event in told) == FULL_LOG[2:]
+    assert story.knows_log
+
+
 def test_every_position_goes_on_without_gap() -> None:
     """From each event that one reader has got, another gets exactly the rest."""
     events = [log(letter, end) for end, letter in enumerate(FULL_LOG, start=1)]
