@@ -16,7 +16,7 @@ from tests.faults.replica import Load
 from tests.faults.seeded import FAULTS
 
 LEASE = 1.0
-SETTLING_SECONDS = 3.0  # with a fault, after which there may be no end to what is due
+SETTLING_SECONDS = 5.0  # with a fault, after which there may be no end to what is due
 pytestmark = pytest.mark.timeout(90)
 
 

@@ -15,12 +15,15 @@ BACKLOG = 120
 
 
 def _workers(run: Run) -> Counter[int]:
-    """How many tasks each node has begun, by the process of the node."""
+    """How many tasks each node has ended, by the process of the node.
+
+    A busy one may have put some back before they began, which is no attempt.
+    """
     pids = {node.id: node.pid for node in run.tables.node_history()}
     return Counter(
         pids[change.new.locked_by or ""]
         for change in run.tables.history()
-        if change.new and change.new.status == "running"
+        if change.new and change.new.status == "completed"
     )
 
 
