@@ -38,7 +38,8 @@ async def main() -> None:
             if event.kind == "progress":
                 print(f"{event.progress_percentage} %")
             elif event.kind == "log":
-                print(f"  it says: {(event.log or '').strip()}")
+                for line in (event.log or "").splitlines():
+                    print(f"  it says: {line}")
             else:
                 print(f"it is {event.status}")
 
