@@ -41,7 +41,7 @@ def is_prime(number: int) -> bool:
 
 async def main() -> None:
     # Two workers on this machine; of a cluster of yours, it is Client("tcp://its-scheduler:8786").
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
         lilota = Lilota(
             db_url=os.environ.get("LILOTA_DB_URL"),
             executor=client.get_executor(),
