@@ -22,7 +22,7 @@ from lilota_async import Lilota, Node, StoreUnavailable, Task, TaskId
 from lilota_async.errors import ConfigurationError
 from lilota_async.integrations import allow_all
 from lilota_async.integrations.authorization import Guard
-from lilota_async.integrations.dashboard import dashboard, live
+from lilota_async.integrations.dashboard import dashboard, live, rendering
 from tests.api.support import MakeLilota, row_when, session
 from tests.web.support import DEADLINE, client_of, events_of, served
 from tests.web.tasks import add, bill, fail, fail_with_secret, wait_for_mark
@@ -363,9 +363,9 @@ async def test_pages_on_every_database(make_lilota: MakeLilota, database_url: st
 async def test_many_viewers_read_once(
     client: httpx.AsyncClient, lilota: Lilota, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred who look at the overview at the same time cost what one does."""
-    reads = 0
-    original = lilota.stats
+    """A hundred who look at the overview at the same time cost what one does, templates too."""
+    reads = loads = 0
+    original, load = lilota.stats, rendering._load
     monkeypatch.setattr(f"{SNAPSHOTS}.FRESH_SECONDS", DEADLINE)
 
     async def counted() -> Any:
@@ -373,9 +373,15 @@ async def test_many_viewers_read_once(
         reads += 1
         return await original()
 
+    def counted_load() -> Any:
+        nonlocal loads
+        loads += 1
+        return load()
+
     monkeypatch.setattr(lilota, "stats", counted)
+    monkeypatch.setattr(rendering, "_load", counted_load)
     await asyncio.gather(*(shown(client, "/") for _ in range(100)))
-    assert reads == 1
+    assert (reads, loads) == (1, 1)
 
 
 async def test_without_a_database(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -23,17 +24,23 @@ _TITLES = {403: "Not allowed", 404: "Not found", 409: "Not possible", 503: "Not 
 
 
 class Renderer:
-    """Reads the templates when the first page is asked for."""
+    """Reads the templates when the first page is asked for, once for all who ask meanwhile."""
 
     def __init__(self) -> None:
         self._environment: Environment | None = None
+        self._loading = anyio.Lock()
 
     async def fragment(self, request: Request, template: str, **values: Any) -> str:
         """The HTML of a template."""
-        if self._environment is None:
-            self._environment = await anyio.to_thread.run_sync(_load)
+        environment = self._environment or await self._loaded()
         context = {"root": root_of(request), "csrf": token_of(request), **values}
-        return self._environment.get_template(template).render(context)
+        return environment.get_template(template).render(context)
+
+    async def _loaded(self) -> Environment:
+        async with self._loading:
+            if self._environment is None:
+                self._environment = await anyio.to_thread.run_sync(_load)
+            return self._environment
 
     async def page(
         self, request: Request, template: str, status: int = 200, **values: Any
