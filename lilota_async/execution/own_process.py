@@ -86,11 +86,12 @@ class Surroundings:
             os.chdir(self._directory)
 
 
-def cpu_seconds() -> float:
-    """The processor time of this process, and of its children that were waited for."""
+def cpu_and_peak() -> tuple[float, int]:
+    """The processor time of this process, and of its children that were waited for; its peak."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return seconds, own.ru_maxrss if sys.platform == "darwin" else own.ru_maxrss * 1024
 
 
 class PeakMemory:
@@ -104,7 +105,7 @@ class PeakMemory:
         self.reset()
         # The quick answer begins with the size of the process that this one was started from.
         own = _peak_of_status()
-        self._is_inherited = own is not None and _peak_of_usage() > INACCURACY * own
+        self._is_inherited = own is not None and cpu_and_peak()[1] > INACCURACY * own
 
     def reset(self) -> None:
         """Count from the present size on."""
@@ -114,14 +115,9 @@ class PeakMemory:
             except OSError:  # a task has closed it
                 self._reset = None
 
-    def read(self) -> int:
-        """The largest size since the last reset, in bytes; of the process where none works."""
-        return (self._is_inherited and _peak_of_status()) or _peak_of_usage()
-
-
-def _peak_of_usage() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    def read(self, peak: int) -> int:
+        """The largest size since the last reset, in bytes, which `peak` is unless inherited."""
+        return (self._is_inherited and _peak_of_status()) or peak
 
 
 def _peak_of_status() -> int | None:

@@ -6,12 +6,14 @@ A Python in which one of these fails needs a look at `worker_process`, `runtime`
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import concurrent.futures
 import concurrent.futures.process
 import inspect
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.process
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import _ExecutorManagerThread
@@ -106,6 +108,20 @@ def test_what_is_told_to_a_new_process_can_be_told_again() -> None:
     data = multiprocessing.spawn.get_preparation_data("name")
     assert {"sys_path", "sys_argv", "dir"} <= data.keys()
     assert callable(multiprocessing.spawn.prepare)
+
+
+def test_a_handler_can_be_set_without_an_enum() -> None:
+    """By the function of the same name that `signal` adds one to."""
+    assert "_signal.signal(" in inspect.getsource(signal.signal)
+
+    def handle(*_: object) -> None:
+        """Nothing comes."""
+
+    before = _signal.signal(signal.SIGUSR1, handle)
+    try:
+        assert signal.getsignal(signal.SIGUSR1) is handle
+    finally:
+        _signal.signal(signal.SIGUSR1, before)
 
 
 def _sentinel_of_parent() -> int:
