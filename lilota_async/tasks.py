@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
@@ -87,7 +87,7 @@ class Tasks(Records):
                     yield event
                 return
             story = Story(after)
-            attempt = self._attempt_of(task)
+            attempt = self._attempt_of(task.id)
             # Its end may be committed, with nothing to follow, a moment before it is forgotten.
             if attempt is not None and not _known_status(task).is_final:
                 told = story.catch_up(attempt.event(), attempt.log_since)
@@ -96,18 +96,7 @@ class Tasks(Records):
             for event in told:
                 yield event
             async for event in events:
-                row = None
-                attempt = self._attempt_of(task) if story.misses(event) else None
-                if event.status.is_final and not story.knows_log:
-                    end = subscription and subscription.end
-                    row = end.copy() if end and end.copy else await self.get_task_by_id(task_id)
-                if attempt is not None and attempt.claimed.attempt.number == event.attempt:
-                    told = story.catch_up(attempt.event(), attempt.log_since)
-                elif row is not None and row.status is event.status:
-                    told = story.tell_row(_status_event(row), row.log)
-                else:
-                    told = story.tell(event)
-                for each in told:
+                for each in await self._told(story, event, subscription):
                     yield each
 
     async def wait(self, task_id: UUID, timeout: Duration | None = None) -> Task:
@@ -286,9 +275,24 @@ class Tasks(Records):
             raise NotRunning(action)
         return task
 
-    def _attempt_of(self, task: Task) -> RunningAttempt | None:
+    async def _told(
+        self, story: Story, event: TaskEvent, subscription: Subscription | None
+    ) -> Iterator[TaskEvent]:
+        """What the event tells, with log that did not come as events."""
+        if story.misses(event):
+            attempt = self._attempt_of(event.task_id)
+            if attempt is not None and attempt.claimed.attempt.number == event.attempt:
+                return story.catch_up(attempt.event(), attempt.log_since)
+        elif event.status.is_final and not story.knows_log:
+            end = subscription and subscription.end
+            row = end.copy() if end and end.copy else await self.get_task_by_id(event.task_id)
+            if row is not None and row.status is event.status:
+                return story.tell_row(_status_event(row), row.log)
+        return story.tell(event)
+
+    def _attempt_of(self, task_id: UUID) -> RunningAttempt | None:
         """The attempt of the task that runs here."""
-        return None if self._node is None else self._node.running.find(TaskId(task.id))
+        return None if self._node is None else self._node.running.find(TaskId(task_id))
 
     def _require_node(self, action: str) -> Node:
         if self._node is None:

@@ -84,9 +84,8 @@ class Story:
     def tell(self, event: TaskEvent) -> Iterator[TaskEvent]:
         """An event has come; log that does not follow is left to the row."""
         if event.kind == "log":
-            has_missed = self.misses(event)
             self._enter(event)
-            self._has_missed = self._has_missed or has_missed
+            self._has_missed |= self.misses(event)
             new = event.log_end - self._log_end
             if new > 0 and event.log and not self._has_missed:
                 self._log_end = event.log_end

@@ -169,7 +169,7 @@ async def test_what_is_said_before_the_row_is_read_is_heard(
         async def read_slowly(_task_id: UUID) -> Task:
             task = await read(task_id)
             (directory / "release").touch()
-            while lilota._attempt_of(task) is not None:
+            while lilota._attempt_of(task.id) is not None:
                 await asyncio.sleep(0.01)
             return task
 
