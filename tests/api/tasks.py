@@ -243,7 +243,7 @@ def hold_if_told(directory: str) -> None:
 
 def hold(directory: str) -> str:
     mark(directory, "started", str(os.getpid()))
-    _wait_for(directory, "release")
+    wait_for(directory, "release")
     return "released"
 
 
@@ -265,7 +265,7 @@ def _is_there(directory: str, name: str) -> bool:
     return Path(directory, name).exists()
 
 
-def _wait_for(directory: str, name: str) -> None:
+def wait_for(directory: str, name: str) -> None:
     while not _is_there(directory, name):
         time.sleep(PAUSE)
 
@@ -275,7 +275,7 @@ def hold_counted(directory: str) -> int:
     number = _attempt()
     mark(directory, f"attempt-{number}", str(os.getpid()))
     if number == 1:
-        _wait_for(directory, "release")
+        wait_for(directory, "release")
     return number
 
 

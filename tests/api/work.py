@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from lilota_async import TaskProgress, current_task
 from lilota_async.execution import runtime
 from lilota_async.execution.context import CurrentTask
-from tests.api.tasks import _wait_for, mark
+from tests.api.tasks import mark, wait_for
 
 MEBIBYTE = 1024 * 1024
 KEPT: list[bytearray] = []
@@ -45,8 +44,7 @@ def fork_and_return() -> str:
 def daemonise(directory: str) -> None:
     """As daemons are made: two forks, a session of its own, and the task's process exits with 0."""
     if os.fork():
-        while not Path(directory, "daemon").exists():
-            time.sleep(0.005)
+        wait_for(directory, "daemon")
         os._exit(0)
     os.setsid()
     if os.fork():
@@ -177,20 +175,20 @@ def speak_and_end(how: str) -> None:
 def speak_when_asked(directory: str) -> None:
     print("first", flush=True)
     mark(directory, "started")
-    _wait_for(directory, "release")
+    wait_for(directory, "release")
     print("second", flush=True)
 
 
 def count_when_asked(directory: str) -> None:
     mark(directory, "started")
-    _wait_for(directory, "release")
+    wait_for(directory, "release")
     for number in range(5):
         print(number, flush=True)
         time.sleep(0.01)  # a piece for each
     mark(directory, "counted")
-    _wait_for(directory, "more")
+    wait_for(directory, "more")
     print("the last", flush=True)
-    _wait_for(directory, "end")
+    wait_for(directory, "end")
 
 
 # --- checkpoints -----------------------------------------------------------------------------
